@@ -1,0 +1,5 @@
+"""Run pgvigil as `python -m pgvigil`."""
+
+from pgvigil.cli import main
+
+raise SystemExit(main())
