@@ -1,0 +1,23 @@
+"""Chooses TCP ports on the loopback address for the components that the lab starts."""
+
+import random
+import socket
+
+# Below 32768, where Linux starts to give ports to outgoing connections: a port in that range
+# can be taken by somebody's connection between our look and the component's bind.
+_CANDIDATES = range(20000, 32000)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on now, or raise OSError."""
+    for _ in range(100):
+        port = random.choice(_CANDIDATES)
+        with socket.socket() as candidate:
+            # As servers do it: connections that linger after their end do not occupy the port.
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                candidate.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no free port found between {_CANDIDATES.start} and {_CANDIDATES.stop}")
