@@ -1,0 +1,234 @@
+"""Turn the YAML files of the catalogue into queries, or name every fault in them."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pgvigil import documents
+from pgvigil.errors import Problem, Refused
+
+SUPPORTED = range(13, 19)
+"""The major versions of PostgreSQL that the catalogue is proven on."""
+
+COLUMNS = "{columns}"
+"""Stands in a query's text for the value columns that exist on a server's version."""
+
+DEFAULT_TIMEOUT = 1.0
+"""Seconds a statement may run when its query does not say."""
+
+_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.S)
+_FIRST_WORD = re.compile(r"\s*\(*\s*(select|with|values)\b", re.I)
+_UNITS = {"ms": 0.001, "s": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One family of series: a column of a query under its exposed name."""
+
+    name: str
+    column: str
+    type: str
+    """`gauge` or `counter`."""
+    help: str
+    value: str
+    """The SQL expression `{columns}` computes; the column's own name unless the file says more."""
+    since: int
+    until: int
+
+    def fits(self, major: int) -> bool:
+        """Whether servers of this major version have it."""
+        return self.since <= major < self.until
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The text of a query for a half-open range of major versions."""
+
+    since: int
+    until: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The facts that must hold on a server for a query to be sent."""
+
+    extension: Mapping[str, str] = field(default_factory=dict)
+    privilege: Sequence[str] = ()
+    function: Sequence[str] = ()
+    setting: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One question to a server, and the metrics its answer becomes."""
+
+    name: str
+    """`area.query`, unique over all files."""
+    why: str
+    role: str
+    """`primary`, `standby` or `any`."""
+    needs: Needs
+    timeout: float
+    """Seconds."""
+    max_series: int
+    labels: Sequence[str]
+    variants: Sequence[Variant]
+    metrics: Sequence[Metric]
+    place: str
+    line: int
+
+    @property
+    def area(self) -> str:
+        """The one word its file, rules, dashboard and runbook share."""
+        return self.name.partition(".")[0]
+
+
+def load(extra: Iterable[Path] = ()) -> tuple[Query, ...]:
+    """All queries: ours and those of the `extra` files and folders.
+
+    Raises Refused with every problem of every file.
+    """
+    problems: list[Problem] = []
+    queries: list[Query] = []
+    for path, ours in (*_shipped(), *_given(extra, problems)):
+        document, faults = documents.read(path, f"catalogue/{path.name}" if ours else None)
+        problems += faults
+        if document is None:
+            continue
+        faults = documents.check(document, "catalogue")
+        problems += faults
+        if not faults:
+            for query in _queries(document, path.stem):
+                problems += _faults(document, query)
+                queries.append(query)
+    problems += _clashes(queries)
+    if problems:
+        raise Refused(problems)
+    return tuple(queries)
+
+
+def _shipped() -> Iterator[tuple[Path, bool]]:
+    for path in sorted(Path(str(files("pgvigil.catalogue"))).glob("*.yml")):
+        yield path, True
+
+
+def _given(extra: Iterable[Path], problems: list[Problem]) -> Iterator[tuple[Path, bool]]:
+    for path in extra:
+        if not path.is_dir():
+            yield path, False
+            continue
+        found = sorted(child for child in path.iterdir() if child.suffix in (".yml", ".yaml"))
+        if not found:
+            problems.append(Problem(str(path), None, "holds no .yml or .yaml file"))
+        yield from ((child, False) for child in found)
+
+
+def _queries(document: documents.Document, area: str) -> Iterator[Query]:
+    for name, raw in document.data.items():
+        sql = raw["sql"] if isinstance(raw["sql"], list) else [{"text": raw["sql"]}]
+        timeout = re.fullmatch(r"(\d+)(ms|s)", raw.get("timeout", f"{DEFAULT_TIMEOUT:.0f}s"))
+        assert timeout  # the schema holds the pattern
+        yield Query(
+            name=f"{area}.{name}",
+            why=raw["why"].strip(),
+            role=raw.get("on", "any"),
+            needs=Needs(**raw.get("needs", {})),
+            timeout=int(timeout[1]) * _UNITS[timeout[2]],
+            max_series=raw["max_series"],
+            labels=tuple(raw.get("labels", ())),
+            variants=tuple(Variant(*_range(part), part["text"].strip()) for part in sql),
+            metrics=tuple(_metric(*item) for item in raw["metrics"].items()),
+            place=document.place,
+            line=document.lines[(name,)],
+        )
+
+
+def _metric(name: str, raw: Mapping[str, Any]) -> Metric:
+    return Metric(
+        name=name,
+        column=raw["column"],
+        type=raw["type"],
+        help=" ".join(raw["help"].split()),
+        value=raw.get("value", raw["column"]),
+        since=_range(raw)[0],
+        until=_range(raw)[1],
+    )
+
+
+def _range(raw: Mapping[str, Any]) -> tuple[int, int]:
+    return raw.get("since", 0), raw.get("until", 1000)
+
+
+def _faults(document: documents.Document, query: Query) -> Iterator[Problem]:
+    """What the schema cannot say about one query."""
+    here = query.name.partition(".")[2]
+    for position, variant in enumerate(query.variants):
+        at: documents.Keys = (here, "sql", position) if len(query.variants) > 1 else (here, "sql")
+        if variant.since >= variant.until:
+            yield document.problem(at, f"since {variant.since} is not before until {variant.until}")
+        for text in _text_faults(query, variant):
+            yield document.problem(at, text)
+    for metric in query.metrics:
+        at = (here, "metrics", metric.name)
+        for text in _metric_faults(query, metric):
+            yield document.problem(at, text)
+    if clash := {m.column for m in query.metrics} & set(query.labels):
+        yield document.problem((here,), f"{', '.join(sorted(clash))}: a label and a value at once")
+
+
+def _text_faults(query: Query, variant: Variant) -> Iterator[str]:
+    bare = _COMMENT.sub(" ", variant.text)
+    if not _FIRST_WORD.match(bare):
+        yield "must be one SELECT (or WITH ... SELECT, or VALUES)"
+    if ";" in bare:
+        yield "must be one statement; remove the semicolon"
+    words = set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", bare))
+    for label in query.labels:
+        if label not in words:
+            yield f"the label {label!r} is no column of this statement; select it by that name"
+    if COLUMNS not in bare:
+        for metric in query.metrics:
+            meets = metric.since < variant.until and variant.since < metric.until
+            if meets and metric.column not in words:
+                yield (
+                    f"{metric.name} is declared from the column {metric.column!r}, which this "
+                    f"statement does not have; select it by that name, or narrow since/until"
+                )
+
+
+def _metric_faults(query: Query, metric: Metric) -> Iterator[str]:
+    counts = metric.name.endswith("_total")
+    if metric.type == "counter" and not counts:
+        yield f"is a counter: its name must end in _total, as {metric.name}_total"
+    if metric.type == "gauge" and counts:
+        yield "is a gauge: only a counter's name may end in _total"
+    if metric.name.startswith("pgvigil_"):
+        yield "names that start with pgvigil_ are the exporter's own; choose another"
+    if metric.since >= metric.until:
+        yield f"since {metric.since} is not before until {metric.until}"
+    if metric.value != metric.column and not all(COLUMNS in v.text for v in query.variants):
+        yield f"has a value, but the statement has no {COLUMNS} to put it in"
+
+
+def _clashes(queries: Sequence[Query]) -> Iterator[Problem]:
+    """Names that two files, or two queries, claim."""
+    by_name: dict[str, Query] = {}
+    by_metric: dict[str, Query] = {}
+    for query in queries:
+        first = by_name.setdefault(query.name, query)
+        if first is not query:
+            text = f"the query {query.name} stands already at {first.place}:{first.line}; rename it"
+            yield Problem(query.place, query.line, text)
+            continue
+        for metric in query.metrics:
+            owner = by_metric.setdefault(metric.name, query)
+            if owner is not query:
+                text = (
+                    f"{metric.name} is declared already by {owner.name} at "
+                    f"{owner.place}:{owner.line}; one query gives a metric, choose another name"
+                )
+                yield Problem(query.place, query.line, text)

@@ -1,0 +1,298 @@
+"""Wire the rooms together behind the commands serve, check, explain and grants."""
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from pgvigil import __version__, catalogue, config, render, serve
+from pgvigil.collect import Collector
+from pgvigil.config import Settings, Target, Told
+from pgvigil.errors import Refused, Unreachable
+from pgvigil.plan import Facts, Plan, make_plan, wanted
+from pgvigil.session import Answers, Session
+
+USAGE_ERROR = 2
+"""The exit code for a configuration or a catalogue that is refused."""
+FAILURE = 1
+
+_log = structlog.get_logger()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 (it failed) or 2 (it was refused)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    told = _parser().parse_args(words)
+    if told.dsn and config.has_password(told.dsn):
+        _hide(words, told.dsn)
+    # libpq would take the user's name; a monitoring role has no database of its own.
+    os.environ.setdefault("PGDATABASE", "postgres")
+    _log_to_stderr(told.log_level)
+    try:
+        code: int = told.run(told)
+    except Refused as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        count = len(error.problems)
+        print(f"{count} problem{'s' if count > 1 else ''} to mend", file=sys.stderr)
+        return USAGE_ERROR
+    except BrokenPipeError:  # `pgvigil explain | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    return code
+
+
+def _hide(words: Sequence[str], dsn: str) -> None:
+    """Start anew with the connection string in the environment, where other users cannot read it.
+
+    Everybody on the machine can read a command line, for as long as the process lives.
+    """
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if not skip and not word.startswith("--dsn"):
+            kept.append(word)
+        skip = word == "--dsn"
+    print(
+        "pgvigil: the password in --dsn stood in the process list for a moment; "
+        "set PGVIGIL_DSN, PGPASSWORD or a password file instead",
+        file=sys.stderr,
+    )
+    sys.stderr.flush()
+    os.environ["PGVIGIL_DSN"] = dsn
+    os.execv(sys.executable, [sys.executable, "-m", "pgvigil", *kept])  # noqa: S606
+
+
+def _serve(told: argparse.Namespace) -> int:
+    settings, queries = _settled(told)
+    try:
+        listener = serve.listen(settings.listen)
+    except OSError as error:
+        _log.error("cannot listen", address=str(settings.listen), reason=error.strerror)
+        return FAILURE
+    collectors = [
+        Collector(target, queries, partial(render.Sheet, constant=target.labels))
+        for target in settings.targets
+    ]
+    _log.info(
+        "pgvigil serves",
+        version=__version__,
+        address=str(settings.listen._replace(port=listener.getsockname()[1])),
+        targets=[target.address for target in settings.targets],
+        queries=len(queries),
+    )
+    # What is loaded now stays for good: collections need not look at it again.
+    gc.freeze()
+    asyncio.run(_serving(collectors, listener))
+    _log.info("pgvigil ends")
+    return 0
+
+
+async def _serving(collectors: Sequence[Collector], listener: "serve.socket.socket") -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    async def stopped() -> None:
+        await stop.wait()
+
+    try:
+        await serve.run(serve.Application(collectors), listener, stopped)
+    finally:
+        for collector in collectors:
+            await collector.close()
+
+
+def _check(told: argparse.Namespace) -> int:
+    settings, queries = _settled(told)
+    metrics = sum(len(query.metrics) for query in queries)
+    print(f"{len(queries)} queries with {metrics} metrics are in order")
+    for target in settings.targets:
+        print(f"target {target.name}: {target.address}")
+    return 0
+
+
+def _explain(told: argparse.Namespace) -> int:
+    settings, queries = _settled(told)
+    chosen = [t for t in settings.targets if told.target in (None, t.name)]
+    if not chosen:
+        known = ", ".join(target.name for target in settings.targets)
+        print(f"no target is called {told.target!r}; there are {known}", file=sys.stderr)
+        return USAGE_ERROR
+    codes = [asyncio.run(_explain_one(target, queries, told.sql)) for target in chosen]
+    return max(codes)
+
+
+async def _explain_one(target: Target, queries: Sequence[catalogue.Query], sql: bool) -> int:
+    deadline = asyncio.get_running_loop().time() + serve.DEFAULT_TIMEOUT
+    try:
+        session = await Session.open(target, wanted(queries), deadline)
+        silent = Answers(lambda _position, _rows: None, lambda _position, _fault, _seconds: None)
+        facts = await session.ask((), silent, deadline)
+        session.close()
+    except (Unreachable, TimeoutError) as error:
+        print(f"{target.address}: {error or 'no answer in time'}", file=sys.stderr)
+        return FAILURE
+    _print_plan(target, facts, make_plan(queries, facts), sql)
+    return 0
+
+
+def _print_plan(target: Target, facts: Facts, plan: Plan, sql: bool) -> None:
+    extensions = ", ".join(f"{name} {of.version}" for name, of in facts.extensions.items())
+    print(f"-- {target.address}: PostgreSQL {facts.major}, {facts.role}, as {facts.user}", end="")
+    print(" (a superuser; pgvigil needs none)" if facts.superuser else "")
+    print(f"-- extensions: {extensions or 'none'}")
+    print(f"\n-- {len(plan.statements)} queries run here")
+    for statement in plan.statements:
+        query = statement.query
+        print(f"\n-- {query.name}: {query.why}")
+        print(
+            f"--   {query.place}:{query.line}, at most {query.timeout:g} s, "
+            f"{statement.max_rows} rows"
+        )
+        for metric in statement.metrics:
+            labels = f"{{{','.join(query.labels)}}}" if query.labels else ""
+            print(f"--   {metric.name}{labels} {metric.type}: {metric.help}")
+        if sql:
+            print(f"{statement.text};")
+    print(f"\n-- {len(plan.refusals)} queries do not run here")
+    for refusal in plan.refusals:
+        print(f"-- {refusal.query.name}: {refusal.reason}: {refusal.detail}")
+
+
+GRANTS = """\
+-- A role for pgvigil: it sees all statistics, and no rows of anybody's tables.
+-- Run this as a superuser, then set its password in psql: \\password {role}
+CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
+  CONNECTION LIMIT 5;
+GRANT pg_monitor TO {role};
+-- The exporter sets the same for each of its sessions; here they hold for whoever has the password.
+ALTER ROLE {role} SET default_transaction_read_only = on;
+ALTER ROLE {role} SET search_path = pg_catalog;
+ALTER ROLE {role} SET statement_timeout = '5s';
+ALTER ROLE {role} SET lock_timeout = '250ms';
+ALTER ROLE {role} SET idle_in_transaction_session_timeout = '5s';
+-- Only where PUBLIC may not connect to the database (then for each that is to be watched):
+-- GRANT CONNECT ON DATABASE postgres TO {role};
+"""
+
+
+def _grants(told: argparse.Namespace) -> int:
+    role = '"' + told.role.replace('"', '""') + '"'
+    print(
+        GRANTS.format(role=told.role if told.role.isidentifier() and told.role.islower() else role),
+        end="",
+    )
+    return 0
+
+
+def _settled(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query, ...]]:
+    """Configuration and catalogue; raises Refused with the problems of both."""
+    problems = []
+    settings = None
+    extra: Sequence[Path] = told.catalogue
+    try:
+        settings = config.settle(
+            Told(told.config, told.dsn, told.listen, tuple(told.catalogue)), os.environ
+        )
+        extra = settings.catalogue
+    except Refused as error:
+        problems += error.problems
+    try:
+        queries = catalogue.load(extra)
+    except Refused as error:
+        problems += error.problems
+    if problems or settings is None:
+        raise Refused(problems)
+    return settings, queries
+
+
+def _log_to_stderr(level: str) -> None:
+    """Readable lines on a terminal, JSON elsewhere; the libraries' own words go the same way."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    if sys.stderr.isatty():
+        # Tracebacks without local variables: one of them may be a password.
+        last = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    else:
+        shared.append(structlog.processors.format_exc_info)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pgvigil", description="Watch PostgreSQL for Prometheus.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"pgvigil {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    common.add_argument("--config", type=Path, help="YAML file with targets (or PGVIGIL_CONFIG)")
+    common.add_argument(
+        "--dsn",
+        help="connection string or URI of one target (or PGVIGIL_DSN, where a password belongs); "
+        "without it, libpq's own environment and files say whom to watch",
+    )
+    common.add_argument(
+        "--catalogue",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="file or folder with queries of your own; may be given more than once",
+    )
+    common.add_argument(
+        "--listen", metavar="ADDRESS:PORT", help=f"where to serve (default {config.DEFAULT_LISTEN})"
+    )
+    common.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="what to log (default info)",
+    )
+
+    def command(name: str, run: object, text: str, *parents: argparse.ArgumentParser) -> None:
+        made = commands.add_parser(
+            name, help=text, description=text, parents=parents, allow_abbrev=False
+        )
+        made.set_defaults(run=run, dsn=None, log_level="info")
+        if name == "explain":
+            made.add_argument("--target", help="only this target of the configuration")
+            made.add_argument(
+                "--no-sql", dest="sql", action="store_false", help="leave out the statements"
+            )
+        if name == "grants":
+            made.add_argument("--role", default="pgvigil", help="its name (default pgvigil)")
+
+    command("serve", _serve, "Serve the metrics of one or more servers.", common)
+    command("check", _check, "Check configuration and catalogue, without any server.", common)
+    command(
+        "explain", _explain, "Show what would run on a server, what would not, and why.", common
+    )
+    command("grants", _grants, "Print the SQL that makes a role for monitoring.")
+    return parser

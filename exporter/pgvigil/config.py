@@ -1,0 +1,284 @@
+"""Read whom to watch, from the command line, the environment or one YAML file."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from psycopg import ProgrammingError, conninfo, pq
+
+from pgvigil import documents
+from pgvigil.errors import Problem, Refused
+
+DEFAULT_LISTEN = ":9187"
+
+_LISTEN = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\s]*):(?P<port>\d{1,5})")
+_NEXT_URI = re.compile(r",(?=\s*postgres(?:ql)?://)")
+_NEXT_KEYWORDS = re.compile(
+    # A comma outside quotes before a keyword that opens a connection string.
+    r",(?=\s*(?:host|hostaddr|port|user|dbname|service)\s*=)(?=(?:[^']*'[^']*')*[^']*$)"
+)
+_PARTS = ("URI", "USER", "PASS", "URI_FILE", "USER_FILE", "PASS_FILE")
+_BAD_DSN = (
+    "is no connection string that libpq understands (not shown: it may hold a password). In a URI, "
+    "write @ : / ? # [ ] % and spaces of a user or password percent-encoded, as %40 for @; in "
+    "key=value form, put values with spaces in single quotes; or give the password apart"
+)
+
+
+class Address(NamedTuple):
+    """Where to listen; an empty host means every interface."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One server to watch, and how to reach it."""
+
+    name: str
+    connection: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """libpq's keywords; what is absent libpq takes from its own environment and files."""
+    password_file: Path | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Constant labels on every series."""
+    pooler: bool = False
+
+    def parameters(self) -> dict[str, str]:
+        """libpq's keywords for a connection now; raises OSError when the password file is gone.
+
+        The file is read each time, so that a rotated password is used at the next connection.
+        """
+        if self.password_file is None:
+            return dict(self.connection)
+        return {**self.connection, "password": read_secret(self.password_file)}
+
+    @property
+    def address(self) -> str:
+        """`host:port/dbname` for a person, as far as the configuration tells; never a secret."""
+        known = {**_libpq_defaults(), **self.connection}
+        host = known.get("host") or known.get("hostaddr") or "local socket"
+        if known.get("service") and "host" not in self.connection:
+            return f"service {known['service']}"
+        return f"{host}:{known.get('port', '5432')}/{known.get('dbname', '')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything the program was told."""
+
+    listen: Address
+    targets: Sequence[Target]
+    catalogue: Sequence[Path]
+    """Files and folders with the operator's own queries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the command line says; None where it is silent."""
+
+    config: Path | None = None
+    dsn: str | None = None
+    listen: str | None = None
+    catalogue: Sequence[Path] = ()
+
+
+def read_secret(path: Path) -> str:
+    """A file's text without the line end that editors and `echo` leave; raises OSError."""
+    return re.sub(r"\r?\n\Z", "", path.read_text("utf-8", errors="surrogateescape"))
+
+
+def settle(told: Told, environment: Mapping[str, str]) -> Settings:
+    """The settings for this run; raises Refused with every problem.
+
+    The command line goes before the environment. Targets come from the first of: the file, `--dsn`,
+    PGVIGIL_DSN, postgres_exporter's DATA_SOURCE_* variables, and libpq's own environment and files.
+    """
+    problems: list[Problem] = []
+    path = told.config or (Path(c) if (c := environment.get("PGVIGIL_CONFIG")) else None)
+    document: documents.Document | None = None
+    if path:
+        document, problems = documents.read(path)
+        if document:
+            faults = documents.check(document, "config")
+            problems += faults
+            document = None if faults else document
+    data = document.data if document else {}
+    listen, place = next(
+        (text, place)
+        for text, place in (
+            (told.listen, "--listen"),
+            (environment.get("PGVIGIL_LISTEN"), "PGVIGIL_LISTEN"),
+            (data.get("listen"), str(path)),
+            (DEFAULT_LISTEN, ""),
+        )
+        if text
+    )
+    address = parse_address(listen)
+    if address is None:
+        text = "must be ADDRESS:PORT or :PORT with a port from 1 to 65535, such as :9187"
+        problems.append(Problem(place, None, text))
+    if document and path and "targets" in data:
+        if told.dsn:
+            text = "names targets, and --dsn is given as well; leave one out"
+            problems.append(Problem(str(path), document.lines[("targets",)], text))
+        targets = list(_from_file(document, path, problems))
+    elif problems:
+        targets = []
+    else:
+        targets = list(_from_words(told.dsn, environment, problems))
+    if problems or not address:
+        raise Refused(problems)
+    own = [path.parent / name for name in data.get("catalogue", ())] if path else []
+    return Settings(address, targets, (*own, *told.catalogue))
+
+
+def parse_address(text: str) -> Address | None:
+    """`host:port`, `[v6]:port` or `:port`; None when it is none of these."""
+    found = _LISTEN.fullmatch(text)
+    if not found or not 0 <= int(found["port"]) <= 65535:
+        return None
+    return Address(found["host"].strip("[]"), int(found["port"]))
+
+
+def has_password(dsn: str) -> bool:
+    """Whether a connection string carries a password that a process list would show."""
+    try:
+        return "password" in conninfo.conninfo_to_dict(dsn)
+    except ProgrammingError:
+        return True  # what libpq cannot read may hold one anywhere
+
+
+def _from_file(
+    document: documents.Document, path: Path, problems: list[Problem]
+) -> Iterator[Target]:
+    for name, raw in document.data["targets"].items():
+        keys: documents.Keys = ("targets", name)
+        if "dsn" in raw and "connection" in raw:
+            text = "has both dsn and connection; write one"
+            problems.append(document.problem((*keys, "connection"), text))
+        connection = {key: str(value) for key, value in raw.get("connection", {}).items()}
+        for key in connection.keys() - _KEYWORDS:
+            text = f"{key!r} is no connection keyword of libpq"
+            problems.append(document.problem((*keys, "connection", key), text))
+        if "dsn" in raw:
+            try:
+                connection = _parse(raw["dsn"])
+            except ProgrammingError:
+                problems.append(document.problem((*keys, "dsn"), _BAD_DSN))
+        password_file = None
+        if "password_file" in raw:
+            password_file = path.parent / raw["password_file"]
+            if fault := _unreadable(password_file):
+                problems.append(document.problem((*keys, "password_file"), fault))
+            if "password" in connection:
+                text = "there is a password already; write one of the two"
+                problems.append(document.problem((*keys, "password_file"), text))
+        yield Target(
+            name, connection, password_file, raw.get("labels", {}), raw.get("pooler", False)
+        )
+
+
+def _from_words(
+    dsn: str | None, environment: Mapping[str, str], problems: list[Problem]
+) -> Iterator[Target]:
+    """The target of --dsn or PGVIGIL_DSN, those of DATA_SOURCE_*, or libpq's own."""
+    text, place = dsn, "--dsn"
+    if not text:
+        text, place = environment.get("PGVIGIL_DSN"), "PGVIGIL_DSN"
+    if text:
+        texts = [text]
+    elif text := environment.get("DATA_SOURCE_NAME"):
+        place = "DATA_SOURCE_NAME"
+        texts = [part for part in _split(text) if part.strip()]
+    elif any(f"DATA_SOURCE_{part}" in environment for part in _PARTS):
+        yield from _from_parts(environment, problems)
+        return
+    else:
+        yield Target(_name({}, set()))
+        return
+    names: set[str] = set()
+    for part in texts:
+        try:
+            connection = _parse(part)
+        except ProgrammingError:
+            problems.append(Problem(place, None, _BAD_DSN))
+            continue
+        yield Target(_name(connection, names), connection)
+
+
+def _from_parts(environment: Mapping[str, str], problems: list[Problem]) -> Iterator[Target]:
+    """DATA_SOURCE_URI, _USER and _PASS with their _FILE forms, as postgres_exporter takes them.
+
+    User and password stand as they are, without any encoding; the URI has no scheme.
+    """
+    found: dict[str, str] = {}
+    for part in ("URI", "USER", "PASS"):
+        place = f"DATA_SOURCE_{part}_FILE"
+        if path := environment.get(place):
+            if fault := _unreadable(Path(path)):
+                problems.append(Problem(place, None, f"{path}: {fault}"))
+                continue
+            if part != "PASS":
+                found[part] = read_secret(Path(path)).strip()
+        elif f"DATA_SOURCE_{part}" in environment:
+            found[part] = environment[f"DATA_SOURCE_{part}"]
+    uri = found.get("URI", "")
+    try:
+        connection = _parse(uri if "://" in uri else f"postgresql://{uri}")
+    except ProgrammingError:
+        problems.append(Problem("DATA_SOURCE_URI", None, _BAD_DSN))
+        return
+    if "USER" in found:
+        connection["user"] = found["USER"]
+    if "PASS" in found:
+        connection["password"] = found["PASS"]
+    path = environment.get("DATA_SOURCE_PASS_FILE")
+    yield Target(_name(connection, set()), connection, Path(path) if path else None)
+
+
+def _parse(dsn: str) -> dict[str, str]:
+    return {key: str(value) for key, value in conninfo.conninfo_to_dict(dsn.strip()).items()}
+
+
+def _split(text: str) -> list[str]:
+    """The connection strings of a list with commas; a comma inside one is left alone."""
+    return (_NEXT_URI if "://" in text else _NEXT_KEYWORDS).split(text)
+
+
+def _name(connection: Mapping[str, str], taken: set[str]) -> str:
+    known = {**_libpq_defaults(), **connection}
+    host = known.get("host") or known.get("hostaddr") or "localhost"
+    base = re.sub(r"[^A-Za-z0-9_.:-]+", "-", f"{host}:{known.get('port', '5432')}").strip("-")
+    name, number = base, 1
+    while name in taken:
+        number += 1
+        name = f"{base}-{number}"
+    taken.add(name)
+    return name
+
+
+def _unreadable(path: Path) -> str | None:
+    """Why a password file cannot be used, if so."""
+    try:
+        read_secret(path)
+    except OSError as error:
+        return f"the password file cannot be read: {error.strerror}; mind its owner and mode"
+    return None
+
+
+def _libpq_defaults() -> dict[str, str]:
+    """What libpq takes where nothing is said: its environment, PGSERVICE's section, its own."""
+    return {
+        option.keyword.decode(): option.val.decode(errors="replace")
+        for option in pq.Conninfo.get_defaults()
+        if option.val and option.keyword != b"password"
+    }
+
+
+_KEYWORDS = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}

@@ -1,0 +1,198 @@
+"""Read YAML files strictly, so that every fault is known with its line before anything runs."""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from pgvigil.errors import Problem
+
+Keys = tuple[str | int, ...]
+"""The way from a document's root to a value: mapping keys and list positions."""
+
+_SPOKEN = {
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "object": "a mapping (key: value)",
+    "array": "a list",
+    "null": "nothing",
+}
+_LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One YAML file that was read: its data and the line of every value."""
+
+    place: str
+    data: Any
+    lines: Mapping[Keys, int]
+
+    def problem(self, keys: Keys, text: str) -> Problem:
+        """A problem at the value `keys` leads to, or at the nearest that has a line."""
+        while keys and keys not in self.lines:
+            keys = keys[:-1]
+        return Problem(self.place, self.lines.get(keys, 1), text)
+
+
+@cache
+def schema(name: str) -> Mapping[str, Any]:
+    """The JSON Schema that ships as `schemas/<name>.schema.json`."""
+    text = files("pgvigil").joinpath("schemas", f"{name}.schema.json").read_text("utf-8")
+    loaded: Mapping[str, Any] = json.loads(text)
+    return loaded
+
+
+def read(path: Path, place: str | None = None) -> tuple[Document | None, list[Problem]]:
+    """The document at `path`, or the reasons why there is none; never raises for a bad file."""
+    place = place or str(path)
+    try:
+        text = path.read_text("utf-8")
+    except IsADirectoryError:
+        return None, [Problem(place, None, "is a directory; name a file")]
+    except UnicodeDecodeError as error:
+        return None, [Problem(place, None, f"is not UTF-8 text ({error.reason}); save it as UTF-8")]
+    except OSError as error:
+        return None, [Problem(place, None, f"cannot be read: {error.strerror}")]
+    return parse(text, place)
+
+
+def parse(text: str, place: str) -> tuple[Document | None, list[Problem]]:
+    """The document in `text`; `place` names it in problems."""
+    loader = _LOADER(text)
+    try:
+        node = loader.get_single_node()
+        lines: dict[Keys, int] = {(): 1}
+        problems: list[Problem] = []
+        data = None if node is None else _build(loader, node, (), place, lines, problems)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else None
+        return None, [Problem(place, line, f"is not YAML: {error.problem or error.context}")]
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        return None, [Problem(place, None, f"is not YAML: {type(error).__name__}")]
+    finally:
+        loader.dispose()
+    return Document(place, data, lines), problems
+
+
+def _build(
+    loader: yaml.SafeLoader,
+    node: yaml.Node,
+    keys: Keys,
+    place: str,
+    lines: dict[Keys, int],
+    problems: list[Problem],
+) -> Any:
+    lines.setdefault(keys, node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _build(loader, item, (*keys, position), place, lines, problems)
+            for position, item in enumerate(node.value)
+        ]
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                problems.append(Problem(place, line, "a key must be plain text"))
+                continue
+            # The text as written: YAML 1.1 would read the keys `on` and `no` as booleans.
+            key = str(key_node.value)
+            if key in mapping:
+                first = lines[(*keys, key)]
+                text = f"the key {key!r} stands twice; the first is in line {first}; remove one"
+                problems.append(Problem(place, line, text))
+                continue
+            lines[(*keys, key)] = line
+            mapping[key] = _build(loader, value_node, (*keys, key), place, lines, problems)
+        return mapping
+    return loader.construct_object(node)  # type: ignore[no-untyped-call]
+
+
+def check(document: Document, name: str) -> list[Problem]:
+    """Every way in which a document breaks the schema called `name`.
+
+    Values never stand in the texts, only keys and kinds: a value may be a password.
+    """
+    validator = jsonschema.Draft202012Validator(schema(name))
+    errors = sorted(validator.iter_errors(document.data), key=lambda e: list(map(str, e.path)))
+    return [problem for error in errors for problem in _explain(document, error)]
+
+
+def _explain(document: Document, error: jsonschema.ValidationError) -> Iterator[Problem]:
+    keys: Keys = tuple(error.absolute_path)
+    here = ".".join(map(str, keys)) or "the file"
+    rule: Any = error.validator_value
+    part: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
+    hint = f" ({part['description']})" if "description" in part else ""
+    match error.validator:
+        case "additionalProperties" | "unevaluatedProperties":
+            known = sorted(part.get("properties", {}))
+            for key in error.instance:
+                if key not in known:
+                    near = difflib.get_close_matches(key, known, 1)
+                    guess = f"; did you mean {near[0]!r}?" if near else ""
+                    text = f"unknown key {key!r}{guess} (known here: {', '.join(known)})"
+                    yield document.problem((*keys, key), text)
+        case "required":
+            for key in rule:
+                if key not in error.instance:
+                    wanted = part.get("properties", {}).get(key, {}).get("description", "")
+                    text = f"{here} lacks the key {key!r}{f' ({wanted})' if wanted else ''}"
+                    yield document.problem(keys, text)
+        case "type":
+            wanted = " or ".join(
+                _SPOKEN[kind] for kind in ([rule] if isinstance(rule, str) else rule)
+            )
+            text = f"{here} must be {wanted}, not {_kind(error.instance)}{hint}"
+            if "string" in rule and not isinstance(error.instance, list | dict):
+                text += "; put it in quotes"
+            yield document.problem(keys, text)
+        case "enum":
+            yield document.problem(keys, f"{here} must be one of {', '.join(map(str, rule))}")
+        case "propertyNames":
+            key = error.instance
+            yield document.problem((*keys, str(key)), f"{key!r} is not a legal name here{hint}")
+        case "minItems" | "minLength" | "minProperties":
+            yield document.problem(keys, f"{here} must not be empty{hint}")
+        case "minimum" | "maximum":
+            word = "least" if error.validator == "minimum" else "most"
+            yield document.problem(keys, f"{here} must be at {word} {rule}{hint}")
+        case "uniqueItems":
+            yield document.problem(keys, f"{here} names the same thing twice")
+        case "pattern" if keys and error.parent is None and "propertyNames" in error.schema_path:
+            yield document.problem(
+                (*keys, str(error.instance)), f"{error.instance!r} is not a legal name here{hint}"
+            )
+        case "pattern":
+            yield document.problem(keys, f"{here} is not of the right form{hint}")
+        case _:
+            yield document.problem(keys, f"{here} breaks the rule {error.validator!r}{hint}")
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case dict():
+            return "a mapping"
+        case _:
+            return f"a {type(value).__name__}"  # YAML 1.1 reads 2026-01-01 as a date

@@ -1,0 +1,134 @@
+"""Show a person each target: up or why not, what runs there, what does not and why."""
+
+import time
+from collections.abc import Mapping, Sequence
+from html import escape
+from urllib.parse import quote
+
+from pgvigil import __version__
+from pgvigil.collect import Collector
+from pgvigil.errors import Down
+
+_ADVICE = {
+    Down.HOST_UNKNOWN: "The host's name has no address: mind its spelling and the resolver.",
+    Down.CONNECTION_REFUSED: "Nothing listens there: is the server running, on this port?",
+    Down.HOST_UNREACHABLE: "No way leads to the host: mind network, routes and firewalls.",
+    Down.TIMEOUT: "The host takes the connection or drops it, and says nothing in time.",
+    Down.TLS: "TLS did not come about: mind sslmode, the certificates and who may read them.",
+    Down.PASSWORD_FILE: "The password file cannot be read: mind its path, owner and mode.",
+    Down.INVALID_PASSWORD: "The password is wrong, or none was given.",
+    Down.INVALID_AUTHORIZATION: "pg_hba.conf has no line for this, or the role may not log in.",
+    Down.INVALID_CATALOG_NAME: "There is no database of this name.",
+    Down.INSUFFICIENT_PRIVILEGE: "The role may not CONNECT to this database.",
+    Down.TOO_MANY_CONNECTIONS: "The server, the database or the role has no connection left.",
+    Down.CANNOT_CONNECT_NOW: "The server is starting, stopping or in recovery.",
+    Down.ADMIN_SHUTDOWN: "The server was told to stop, or crashed a moment ago.",
+    Down.CONNECTION_LOST: "The connection broke; the next scrape makes a new one.",
+    Down.OTHER: "See the message.",
+}
+
+_STYLE = """
+:root{color-scheme:light dark;--line:#8884;--good:#1a7f37;--bad:#cf222e;--dim:#8889}
+body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.5rem;margin:0}h2{font-size:1.15rem;margin:0}
+section{border:1px solid var(--line);border-radius:8px;padding:1rem 1.25rem;margin:1rem 0}
+.up,.down{color:#fff;border-radius:4px;padding:.1rem .5rem;font-size:.85rem;margin-left:.5rem}
+.up{background:var(--good)}.down{background:var(--bad)}.unknown{color:var(--dim)}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:.75rem 0}
+dt{color:var(--dim)}dd{margin:0}
+table{border-collapse:collapse;width:100%;font-size:.9rem;margin-top:.5rem}
+td,th{text-align:left;padding:.2rem .75rem .2rem 0;border-bottom:1px solid var(--line);
+vertical-align:top}
+td.number,th.number{text-align:right}summary{cursor:pointer}.failing td{color:var(--bad)}
+"""
+
+
+def page(collectors: Sequence[Collector]) -> str:
+    """The whole page as HTML."""
+    links = ["/metrics", "/livez", "/readyz"] + (["/sd"] if len(collectors) > 1 else [])
+    sections = "\n".join(_target(collector, len(collectors) > 1) for collector in collectors)
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width'>"
+        f"<title>pgvigil</title><style>{_STYLE}</style>"
+        f"<h1>pgvigil {escape(__version__)}</h1>"
+        "<p>PostgreSQL for Prometheus. "
+        + " · ".join(f"<a href='{link}'>{link}</a>" for link in links)
+        + f"</p>\n{sections}\n</html>\n"
+    )
+
+
+def _target(collector: Collector, several: bool) -> str:
+    last, facts = collector.last, collector.facts
+    name = escape(collector.target.name)
+    if several:
+        name = f"<a href='/probe?target={quote(collector.target.name)}'>{name}</a>"
+    if last is None:
+        state = "<span class=unknown>not scraped yet</span>"
+    elif last.up:
+        state = "<span class=up>up</span>"
+    else:
+        state = "<span class=down>down</span>"
+    known = [("address", escape(collector.target.address))]
+    if last and not last.up and last.down:
+        known.append(("why", f"<b>{last.down}</b>: {_ADVICE[last.down]}"))
+        known.append(("message", escape(last.detail)))
+    if facts:
+        seen = "" if last and last.up else f" (seen {_ago(collector.facts_at)})"
+        version = f"{facts.major}.{facts.version % 10000}"
+        known.append(("server", f"PostgreSQL {version}, {facts.role}{seen}"))
+        words = [escape(facts.user), *(["<b>superuser</b>"] if facts.superuser else [])]
+        words += ["TLS" if collector.tls else "no TLS"]
+        known.append(("connected as", ", ".join(words)))
+    if last:
+        known.append(("last scrape", f"{_ago(last.ended_at)}, took {last.seconds * 1000:.0f} ms"))
+    rows = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in known)
+    return (
+        f"<section><h2>{name}{state}</h2><dl>{rows}</dl>"
+        f"{_running(collector)}{_refused(collector)}</section>"
+    )
+
+
+def _running(collector: Collector) -> str:
+    statements = collector.plan.statements if collector.plan else ()
+    lines = []
+    for statement in statements:
+        name = statement.query.name
+        tally = collector.tallies.get(name)
+        if name in collector.quiet or tally is None:
+            continue
+        result = f"{tally.rows} rows" if tally.succeeded else f"fails: {_worst(tally.failures)}"
+        lines.append(
+            f"<tr{'' if tally.succeeded else ' class=failing'}><td>{name}</td>"
+            f"<td>{escape(statement.query.why)}</td><td class=number>{result}</td></tr>"
+        )
+    if not lines:
+        return ""
+    return (
+        f"<details><summary>{len(lines)} queries run here</summary><table>"
+        f"<tr><th>query<th>why<th class=number>last result</tr>{''.join(lines)}</table></details>"
+    )
+
+
+def _refused(collector: Collector) -> str:
+    refusals = collector.plan.refusals if collector.plan else ()
+    lines = [(r.query.name, r.reason, r.detail) for r in refusals]
+    lines += [(n, f.reason, f.detail) for n, (_, f) in collector.quiet.items()]
+    if not lines:
+        return ""
+    rows = "".join(
+        f"<tr><td>{name}</td><td>{escape(reason)}</td><td>{escape(detail)}</td></tr>"
+        for name, reason, detail in lines
+    )
+    return (
+        f"<details><summary>{len(lines)} queries do not run here</summary><table>"
+        f"<tr><th>query<th>reason<th>detail</tr>{rows}</table></details>"
+    )
+
+
+def _worst(failures: Mapping[str, int]) -> str:
+    return escape(max(failures, key=lambda reason: failures[reason], default="not yet"))
+
+
+def _ago(moment: float) -> str:
+    return f"{time.time() - moment:.0f} s ago"

@@ -1,0 +1,163 @@
+"""Decide which queries fit one server, and say why the others do not."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from pgvigil.catalogue import COLUMNS, Metric, Query, Variant
+
+
+class Reason(StrEnum):
+    """Why a query is not sent to a server: the closed list behind `pgvigil_query_refused`."""
+
+    VERSION = "version"
+    ROLE = "role"
+    EXTENSION = "extension"
+    PRIVILEGE = "privilege"
+    FUNCTION = "function"
+    SETTING = "setting"
+
+
+class Extension(NamedTuple):
+    """An extension as it is installed in the connected database."""
+
+    version: str
+    schema: str
+    """Already quoted where the name asks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was true of one server, and of our role on it, when it was last asked."""
+
+    version: int
+    """As `server_version_num` writes it: 160004 is 16.4."""
+    in_recovery: bool
+    user: str = ""
+    superuser: bool = False
+    database: str = ""
+    guarded: bool = True
+    """Whether the session's defaults are in force; a pooler may have swallowed them."""
+    extensions: Mapping[str, Extension] = field(default_factory=dict)
+    privileges: frozenset[str] = frozenset()
+    functions: frozenset[str] = frozenset()
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def major(self) -> int:
+        """The major version: 16 for 16.4."""
+        return self.version // 10000
+
+    @property
+    def role(self) -> str:
+        """`primary` or `standby`."""
+        return "standby" if self.in_recovery else "primary"
+
+
+class Wanted(NamedTuple):
+    """The facts that a set of queries depends on, beyond those every server is asked."""
+
+    privileges: Sequence[str]
+    functions: Sequence[str]
+    settings: Sequence[str]
+
+
+class Refusal(NamedTuple):
+    """A query we will not send to a server, and the fact that forbids it."""
+
+    query: Query
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A query as one server gets it: its text for that version, and the metrics that has."""
+
+    query: Query
+    text: str
+    metrics: Sequence[Metric]
+
+    @property
+    def max_rows(self) -> int:
+        """The rows that `max_series` leaves room for."""
+        return max(1, self.query.max_series // len(self.metrics))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What runs on one server, and what does not."""
+
+    statements: Sequence[Statement]
+    refusals: Sequence[Refusal]
+
+
+def wanted(queries: Iterable[Query]) -> Wanted:
+    """The facts to ask each server for, so that these queries can be planned there."""
+    needs = [query.needs for query in queries]
+    return Wanted(
+        sorted({name for need in needs for name in need.privilege}),
+        sorted({name for need in needs for name in need.function}),
+        sorted({name for need in needs for name in need.setting}),
+    )
+
+
+def make_plan(queries: Iterable[Query], facts: Facts) -> Plan:
+    """Sort queries into those that fit a server and those that do not; asks nobody."""
+    statements: list[Statement] = []
+    refusals: list[Refusal] = []
+    for query in queries:
+        variant = next((v for v in query.variants if v.since <= facts.major < v.until), None)
+        metrics = tuple(metric for metric in query.metrics if metric.fits(facts.major))
+        refusal = next(_obstacles(query, facts, variant, metrics), None)
+        if refusal or not variant:
+            refusals.append(Refusal(query, *(refusal or (Reason.VERSION, ""))))
+        else:
+            statements.append(Statement(query, _text(query, facts, variant, metrics), metrics))
+    return Plan(tuple(statements), tuple(refusals))
+
+
+def _obstacles(
+    query: Query, facts: Facts, variant: Variant | None, metrics: Sequence[Metric]
+) -> Iterator[tuple[Reason, str]]:
+    needs = query.needs
+    if not variant or not metrics:
+        yield Reason.VERSION, f"nothing for PostgreSQL {facts.major}"
+    if query.role not in ("any", facts.role):
+        yield Reason.ROLE, f"runs on a {query.role}, this is a {facts.role}"
+    for name, least in needs.extension.items():
+        extension = facts.extensions.get(name)
+        if extension is None:
+            yield Reason.EXTENSION, f"{name} is not installed in the database {facts.database}"
+        elif _numbers(extension.version) < _numbers(least):
+            yield Reason.EXTENSION, f"{name} is {extension.version}; {least} is needed"
+    for name in needs.privilege:
+        if name not in facts.privileges:
+            yield Reason.PRIVILEGE, f"{facts.user} lacks the privileges of {name}"
+    for name in needs.function:
+        if name not in facts.functions:
+            yield Reason.FUNCTION, f"{facts.user} may not execute {name}, or it does not exist"
+    for name, value in needs.setting.items():
+        if facts.settings.get(name) != value:
+            yield Reason.SETTING, f"{name} is {facts.settings.get(name)}, not {value}"
+
+
+def _text(query: Query, facts: Facts, variant: Variant, metrics: Sequence[Metric]) -> str:
+    """The statement with its columns and schemas filled in, and the server's own bound on rows.
+
+    The bound is one above ours, so that we can tell a result that was cut from one that fits.
+    """
+    columns = dict.fromkeys(
+        m.column if m.value == m.column else f"{m.value} as {m.column}" for m in metrics
+    )
+    text = variant.text.replace(COLUMNS, ",\n  ".join(columns))
+    for name in query.needs.extension:
+        text = text.replace("{" + name + "}", facts.extensions[name].schema)
+    bound = max(1, query.max_series // len(metrics)) + 1
+    return f"select * from (\n{text}\n) as bounded limit {bound}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))

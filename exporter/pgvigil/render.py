@@ -1,0 +1,386 @@
+"""Write rows and states as exposition text, straight from the server's own spelling of values."""
+
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_latest
+
+from pgvigil import __version__
+from pgvigil.collect import Collector, Scrape
+from pgvigil.errors import Down, QueryFailed
+from pgvigil.plan import Statement
+from pgvigil.session import Rows
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+_BOOL = 16
+_INTEGERS = {20, 21, 23, 26, 28, 5069}
+"""The OIDs of int8, int2, int4, oid, xid and xid8 in pg_type.dat."""
+_FLOATS = {700, 701, 1700}
+"""The OIDs of float4, float8 and numeric."""
+_ENDLESS = {b"Infinity": b"+Inf", b"-Infinity": b"-Inf"}
+_TRUTH = {b"t": b"1", b"f": b"0", None: None}
+
+_registry = CollectorRegistry(auto_describe=False)
+ProcessCollector(registry=_registry)
+PlatformCollector(registry=_registry)
+GCCollector(registry=_registry)
+
+
+@dataclass(slots=True)
+class Family:
+    """One metric with all its samples, as bytes that both formats share."""
+
+    name: str
+    type: str
+    help: str
+    chunks: list[bytes] = field(default_factory=list)
+    """Samples, each with a line break before it and none after."""
+
+    def write(self, *, openmetrics: bool) -> Iterator[bytes]:
+        """The family in one of the two formats; nothing when it has no sample."""
+        if not self.chunks:
+            return
+        name, text = self.name, self.help.replace("\\", r"\\").replace("\n", r"\n")
+        if openmetrics:
+            name = name.removesuffix("_total") if self.type == "counter" else name
+            text = text.replace('"', r"\"")
+        yield f"# HELP {name} {text}\n# TYPE {name} {self.type}".encode()
+        yield from self.chunks
+        yield b"\n"
+
+
+class Sheet:
+    """The samples of one run of one statement, written while its rows come in.
+
+    Rows come as libpq holds them: text, column by column. Numbers are never parsed where the type
+    says that PostgreSQL's spelling is Prometheus' own; `constant` labels stand on every sample.
+    """
+
+    def __init__(self, statement: Statement, constant: Mapping[str, str]) -> None:
+        self.rows = 0
+        self.families = [Family(m.name, m.type, m.help) for m in statement.metrics]
+        self._statement = statement
+        self._dropped: Counter[str] = Counter()
+        self._labels: list[int] = []
+        self._values: list[tuple[int, int]] = []
+        self._template = _template(constant, statement.query.labels)
+        self._prefixes = [f"\n{m.name}".encode() for m in statement.metrics]
+        self._seen: set[bytes] = set()
+
+    def dropped(self) -> Counter[str]:
+        """The samples that were left out, by reason."""
+        return self._dropped
+
+    def add(self, rows: Rows) -> None:
+        """Write some rows; raises QueryFailed when a declared column is not among theirs."""
+        if not self._values:
+            self._find_columns(rows)
+        count = min(rows.ntuples, self._statement.max_rows - self.rows)
+        if count < rows.ntuples:
+            self._dropped["max_series"] += (rows.ntuples - count) * len(self.families)
+        if count <= 0:
+            return
+        self.rows += count
+        value, span = rows.get_value, range(count)
+        columns = [_label_values([value(row, column) for row in span]) for column in self._labels]
+        template = self._template
+        blocks = (
+            list(map(template.__mod__, zip(*columns, strict=True)))
+            if columns
+            else [template % ()] * count
+        )
+        keep = self._first_of_each(blocks)
+        for family, prefix, (column, oid) in zip(
+            self.families, self._prefixes, self._values, strict=True
+        ):
+            values = [value(row, column) for row in span]
+            self._write(family, prefix, blocks, values, oid, keep)
+
+    def _find_columns(self, rows: Rows) -> None:
+        at = {(rows.fname(column) or b"").decode(): column for column in range(rows.nfields)}
+        declared = [*self._statement.query.labels, *(m.column for m in self._statement.metrics)]
+        if missing := [name for name in declared if name not in at]:
+            raise QueryFailed(
+                "wrong_columns",
+                f"declared but not in the result: {', '.join(missing)}; it has {', '.join(at)}",
+            )
+        self._labels = [at[name] for name in self._statement.query.labels]
+        columns = (at[metric.column] for metric in self._statement.metrics)
+        self._values = [(column, rows.ftype(column)) for column in columns]
+
+    def _first_of_each(self, blocks: list[bytes]) -> list[int] | None:
+        """The rows whose labels were not there before; None when that is all of them."""
+        fresh = set(blocks)
+        if len(fresh) == len(blocks) and self._seen.isdisjoint(fresh):
+            self._seen |= fresh
+            return None
+        keep: list[int] = []
+        for row, block in enumerate(blocks):
+            if block not in self._seen:
+                self._seen.add(block)
+                keep.append(row)
+        self._dropped["duplicate"] += (len(blocks) - len(keep)) * len(self.families)
+        return keep
+
+    def _write(
+        self,
+        family: Family,
+        prefix: bytes,
+        blocks: list[bytes],
+        raw: list[bytes | None],
+        oid: int,
+        keep: list[int] | None,
+    ) -> None:
+        if keep is not None:
+            blocks, raw = [blocks[row] for row in keep], [raw[row] for row in keep]
+        values = self._spelled(raw, oid)
+        if None in values:
+            pairs = [pair for pair in zip(blocks, values, strict=True) if pair[1] is not None]
+            if not pairs:
+                return
+            blocks, values = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        parts: list[bytes] = [prefix] * (3 * len(values))
+        parts[1::3] = blocks
+        parts[2::3] = values  # type: ignore[assignment]  # None was sorted out above
+        family.chunks.append(b"".join(parts))
+
+    def _spelled(self, raw: list[bytes | None], oid: int) -> list[bytes | None]:
+        """The values as Prometheus spells them; None where there is no sample."""
+        if oid in _INTEGERS:
+            return raw
+        if oid in _FLOATS:
+            if b"Infinity" in raw or b"-Infinity" in raw:
+                return [_ENDLESS.get(v, v) if v else v for v in raw]
+            return raw
+        if oid == _BOOL:
+            return [_TRUTH[v] for v in raw]
+        return [self._parsed(v) for v in raw]
+
+    def _parsed(self, value: bytes | None) -> bytes | None:
+        if value is None:
+            return None
+        try:
+            return _number(float(value)).encode()
+        except ValueError:
+            self._dropped["not_a_number"] += 1
+            return None
+
+
+def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
+    """Everything a target's page says of the target, and of how it was asked."""
+    labels = collector.target.labels
+    yield _family(
+        "pg_up",
+        "gauge",
+        "Whether the server answered in this scrape.",
+        [
+            (labels, scrape.up),
+        ],
+    )
+    yield _family(
+        "pg_down_reason",
+        "gauge",
+        "Why the server did not answer: 1 for the reason that holds, 0 for the others.",
+        [({**labels, "reason": reason}, scrape.down is reason) for reason in Down],
+    )
+    for sheet in scrape.sheets.values():
+        assert isinstance(sheet, Sheet)
+        yield from sheet.families
+    yield from _about_queries(collector)
+    yield from _about_target([(collector, scrape)], labelled=False)
+
+
+def overview(collectors: Iterable[Collector]) -> Iterator[Family]:
+    """What the page of an exporter with several targets says of each, as last known."""
+    known = [(collector, collector.last or Scrape()) for collector in collectors]
+    yield _family(
+        "pgvigil_target_up",
+        "gauge",
+        "Whether the target answered in its last scrape; scrape /probe?target=NAME for all else.",
+        [({"target": c.target.name}, s.up) for c, s in known],
+    )
+    yield from _about_target(known, labelled=True)
+
+
+def ourselves() -> Family:
+    """What is running here."""
+    labels = {"version": __version__, "python": platform.python_version()}
+    return _family(
+        "pgvigil_build_info",
+        "gauge",
+        "The running version of the exporter.",
+        [
+            (labels, 1),
+        ],
+    )
+
+
+def write(pages: Iterable[Family], *, openmetrics: bool) -> Iterator[bytes]:
+    """The body of an answer in chunks: the families given, then our own process."""
+    for family in pages:
+        yield from family.write(openmetrics=openmetrics)
+    if openmetrics:
+        yield openmetrics_latest(_registry)
+    else:
+        yield prometheus_client.generate_latest(_registry)
+
+
+def _about_target(known: Sequence[tuple[Collector, Scrape]], *, labelled: bool) -> Iterator[Family]:
+    def each(values: Iterable[float]) -> list[tuple[Mapping[str, str], float]]:
+        names = (
+            {**c.target.labels, **({"target": c.target.name} if labelled else {})} for c, _ in known
+        )
+        return list(zip(names, values, strict=True))
+
+    yield _family(
+        "pgvigil_scrape_duration_seconds",
+        "gauge",
+        "How long the last scrape of the target took, connecting included.",
+        each(s.seconds for _, s in known),
+    )
+    yield _family(
+        "pgvigil_scrapes_total",
+        "counter",
+        "Scrapes of the target, shared ones counted once.",
+        each(c.scrapes for c, _ in known),
+    )
+    yield _family(
+        "pgvigil_scrape_overruns_total",
+        "counter",
+        "Scrapes that their deadline cut short.",
+        each(c.overruns for c, _ in known),
+    )
+    yield _family(
+        "pgvigil_connections",
+        "gauge",
+        "Connections to the target that are open now.",
+        each(c.connections for c, _ in known),
+    )
+    yield _family(
+        "pgvigil_connects_total",
+        "counter",
+        "Connections to the target that were made.",
+        each(c.connects for c, _ in known),
+    )
+    yield _family(
+        "pgvigil_connect_duration_seconds",
+        "gauge",
+        "What the last connection cost: name look-up, TLS, authentication and all.",
+        each(c.connect_seconds for c, _ in known),
+    )
+    yield _family(
+        "pgvigil_superuser",
+        "gauge",
+        "Whether the exporter is connected as a superuser, which it need not be.",
+        each(bool(c.facts and c.facts.superuser) for c, _ in known),
+    )
+
+
+def _about_queries(collector: Collector) -> Iterator[Family]:
+    labels = collector.target.labels
+    tallies = [({**labels, "query": name}, tally) for name, tally in collector.tallies.items()]
+    yield _family(
+        "pgvigil_query_success",
+        "gauge",
+        "Whether the last run of the query gave a result.",
+        [(names, tally.succeeded) for names, tally in tallies],
+    )
+    yield _family(
+        "pgvigil_query_seconds_total",
+        "counter",
+        "Time spent waiting for the query's answers, as seen from here.",
+        [(names, tally.seconds) for names, tally in tallies],
+    )
+    yield _family(
+        "pgvigil_query_rows",
+        "gauge",
+        "Rows of the query's last result.",
+        [(names, tally.rows) for names, tally in tallies],
+    )
+    yield _family(
+        "pgvigil_query_failures_total",
+        "counter",
+        "Runs of the query without a result, by PostgreSQL's condition name or our own word.",
+        [
+            ({**names, "reason": reason}, count)
+            for names, tally in tallies
+            for reason, count in tally.failures.items()
+        ],
+    )
+    yield _family(
+        "pgvigil_query_dropped_samples_total",
+        "counter",
+        "Samples that were left out of the query's results: duplicates, above max_series "
+        "(at least so many), or no numbers.",
+        [
+            ({**names, "reason": reason}, count)
+            for names, tally in tallies
+            for reason, count in tally.dropped.items()
+        ],
+    )
+    refusals = collector.plan.refusals if collector.plan else ()
+    yield _family(
+        "pgvigil_query_refused",
+        "gauge",
+        "1 for each query that is not sent to this server, with the fact that forbids it.",
+        [({**labels, "query": r.query.name, "reason": r.reason}, 1) for r in refusals]
+        + [
+            ({**labels, "query": name, "reason": failure.reason}, 1)
+            for name, (_, failure) in collector.quiet.items()
+        ],
+    )
+
+
+def _family(
+    name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]
+) -> Family:
+    lines = [
+        b"\n%b%b%b" % (name.encode(), _template(labels, ()) % (), _number(float(value)).encode())
+        for labels, value in samples
+    ]
+    return Family(name, kind, text, [b"".join(lines)] if lines else [])
+
+
+def _template(constant: Mapping[str, str], names: Sequence[str]) -> bytes:
+    """A `%` template of a label block and the blank after it, with a place for each name's value.
+
+    A constant label gives way to a column of the same name.
+    """
+    fixed = [
+        b'%b="%b"' % (name.encode(), _escaped(value.encode()).replace(b"%", b"%%"))
+        for name, value in constant.items()
+        if name not in names
+    ]
+    blocks = fixed + [b'%b="%%b"' % name.encode() for name in names]
+    return b"{" + b",".join(blocks) + b"} " if blocks else b" "
+
+
+def _label_values(column: list[bytes | None]) -> list[bytes]:
+    """A column's values as they may stand between quotes: no NULL, valid UTF-8, escaped."""
+    values = [value or b"" for value in column]
+    joined = b"".join(values)
+    if not joined.isascii():
+        try:
+            joined.decode()
+        except UnicodeDecodeError:
+            values = [value.decode(errors="replace").encode() for value in values]
+    if b"\\" in joined or b'"' in joined or b"\n" in joined:
+        values = [_escaped(value) for value in values]
+    return values
+
+
+def _escaped(value: bytes) -> bytes:
+    return value.replace(b"\\", rb"\\").replace(b'"', rb"\"").replace(b"\n", rb"\n")
+
+
+def _number(value: float) -> str:
+    """A float as both formats take it."""
+    text = re.sub(r"\.0$", "", repr(value))
+    return {"inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}.get(text, text)

@@ -1,0 +1,294 @@
+"""Answer HTTP: metrics, health, roles, service discovery and the page for people."""
+
+import asyncio
+import json
+import math
+import re
+import socket
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, quote
+
+import structlog
+from hypercorn.asyncio import serve as hypercorn_serve
+from hypercorn.config import Config
+
+from pgvigil import landing, render
+from pgvigil.collect import Collector
+from pgvigil.config import Address
+
+try:
+    from isal import isal_zlib as gzip_library
+except ImportError:  # no wheel for this machine: the same format, four times slower
+    gzip_library = zlib
+
+DEFAULT_TIMEOUT = 10.0
+"""Seconds a scrape may take when the request does not say; Prometheus' own default."""
+LONGEST_TIMEOUT = 120.0
+SEND_TIMEOUT = 30.0
+"""Seconds a client may take to read an answer."""
+SLICE = 128 * 1024
+"""Bytes handed to the connection at once, so that a slow reader holds no more than that."""
+ROLE_AGE = 120.0
+"""Seconds after which a role seen is no longer told to a load balancer."""
+
+_log = structlog.get_logger()
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+
+class Answer(NamedTuple):
+    """What goes back to a client."""
+
+    status: int
+    media: str
+    body: Iterable[bytes]
+
+
+class Application:
+    """The ASGI application over the collectors of all targets."""
+
+    def __init__(self, collectors: Sequence[Collector]) -> None:
+        self._collectors = {c.target.name: c for c in collectors}
+        self._routes: Mapping[str, Callable[[_Request], Awaitable[Answer]]] = {
+            "/": self._landing,
+            "/metrics": self._metrics,
+            "/probe": self._probe,
+            "/sd": self._discovery,
+            "/livez": self._health,
+            "/readyz": self._health,
+            "/primary": lambda request: self._role(request, "primary"),
+            "/replica": lambda request: self._role(request, "standby"),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; what hypercorn asks besides is declined."""
+        if scope["type"] != "http":
+            raise NotImplementedError(scope["type"])
+        request = _Request(scope)
+        route = self._routes.get(scope["path"])
+        if scope["method"] not in ("GET", "HEAD"):
+            answer = _plain(405, "only GET and HEAD are answered here")
+        elif route is None:
+            answer = _plain(404, f"nothing is here; there are {' '.join(self._routes)}")
+        else:
+            answer = await route(request)
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await _send(answer, request, send, body=scope["method"] == "GET")
+        except TimeoutError:
+            _log.warning("a client read too slowly and was left", path=scope["path"])
+
+    async def _metrics(self, request: "_Request") -> Answer:
+        if len(self._collectors) == 1:
+            (collector,) = self._collectors.values()
+            return await self._scrape(request, collector)
+        overview = [render.ourselves(), *render.overview(self._collectors.values())]
+        return _metrics_answer(overview, request)
+
+    async def _probe(self, request: "_Request") -> Answer:
+        collector = self._chosen(request)
+        if collector is None:
+            known = ", ".join(self._collectors)
+            return _plain(404, f"no such target; /probe?target=NAME knows {known}")
+        return await self._scrape(request, collector)
+
+    async def _scrape(self, request: "_Request", collector: Collector) -> Answer:
+        deadline = asyncio.get_running_loop().time() + request.budget()
+        scrape = await collector.scrape(deadline)
+        families = [*render.families(collector, scrape), render.ourselves()]
+        return _metrics_answer(families, request)
+
+    async def _discovery(self, request: "_Request") -> Answer:
+        host = request.header(b"host") or "localhost"
+        groups = [
+            {
+                "targets": [host],
+                "labels": {"__metrics_path__": "/probe", "__param_target": n, "instance": n},
+            }
+            for n in self._collectors
+        ]
+        return Answer(200, "application/json", [json.dumps(groups).encode()])
+
+    async def _health(self, _: "_Request") -> Answer:
+        # That this runs at all is the answer; a database's state would be somebody else's.
+        return _plain(200, "ok")
+
+    async def _role(self, request: "_Request", role: str) -> Answer:
+        collector = self._chosen(request)
+        if collector is None:
+            return _plain(404, f"name one of ?target={', '.join(self._collectors)}")
+        facts, last = collector.facts, collector.last
+        age = time.time() - collector.facts_at
+        if not facts or not last or not last.up or age > ROLE_AGE:
+            return _plain(503, "unknown: no recent scrape has seen this server's role")
+        status = 200 if facts.role == role else 503
+        return _plain(status, f"{facts.role}, seen {age:.0f} s ago")
+
+    async def _landing(self, _: "_Request") -> Answer:
+        page = landing.page(list(self._collectors.values()))
+        return Answer(200, "text/html; charset=utf-8", [page.encode()])
+
+    def _chosen(self, request: "_Request") -> Collector | None:
+        name = request.query("target")
+        if name is None and len(self._collectors) == 1:
+            return next(iter(self._collectors.values()))
+        return self._collectors.get(name or "")
+
+
+class _Request:
+    """The parts of a request that matter here."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        self._query = parse_qs(scope["query_string"].decode("latin-1"))
+
+    def header(self, name: bytes) -> str:
+        return b",".join(value for key, value in self._headers if key == name).decode("latin-1")
+
+    def query(self, name: str) -> str | None:
+        values = self._query.get(name)
+        return values[0] if values else None
+
+    def budget(self) -> float:
+        """Seconds this scrape may take: Prometheus' timeout, less what the way back costs."""
+        try:
+            timeout = float(self.header(b"x-prometheus-scrape-timeout-seconds"))
+        except ValueError:
+            timeout = DEFAULT_TIMEOUT
+        if not math.isfinite(timeout) or timeout <= 0:
+            timeout = DEFAULT_TIMEOUT
+        timeout = min(timeout, LONGEST_TIMEOUT)
+        return timeout - min(0.5, timeout * 0.2)
+
+    @property
+    def openmetrics(self) -> bool:
+        """Whether the client would rather have OpenMetrics than the text format."""
+        best = {False: 0.0, True: 0.0}
+        for item in self.header(b"accept").split(","):
+            media, *rest = (part.strip().lower() for part in item.split(";"))
+            options = dict(part.split("=", 1) for part in rest if "=" in part)
+            quality = _quality(options.get("q", "1"))
+            if media == "application/openmetrics-text":
+                if options.get("version", "1.0.0") == "1.0.0":
+                    best[True] = max(best[True], quality)
+            elif media in ("text/plain", "text/*", "*/*"):
+                best[False] = max(best[False], quality)
+        return best[True] > 0 and best[True] >= best[False]
+
+    @property
+    def gzip(self) -> bool:
+        """Whether the client takes gzip."""
+        for item in self.header(b"accept-encoding").lower().split(","):
+            coding, _, option = item.strip().partition(";")
+            if coding.strip() == "gzip":
+                return _quality(option.strip().removeprefix("q=") or "1") > 0
+        return False
+
+
+def _quality(text: str) -> float:
+    return float(text) if re.fullmatch(r"[01](\.\d{0,3})?", text) else 0.0
+
+
+def _plain(status: int, text: str) -> Answer:
+    return Answer(status, "text/plain; charset=utf-8", [f"{text}\n".encode()])
+
+
+def _metrics_answer(families: Iterable[render.Family], request: _Request) -> Answer:
+    openmetrics = request.openmetrics
+    media = render.OPENMETRICS if openmetrics else render.TEXT
+    return Answer(200, media, render.write(families, openmetrics=openmetrics))
+
+
+async def _send(answer: Answer, request: _Request, send: Send, *, body: bool) -> None:
+    compressed = request.gzip and answer.media.startswith(("text/", "application/openmetrics"))
+    slices = _slices(_gzipped(answer.body) if compressed else answer.body)
+    first, second = next(slices, b""), next(slices, None)
+    headers = [(b"content-type", answer.media.encode()), (b"vary", b"accept, accept-encoding")]
+    if compressed:
+        headers.append((b"content-encoding", b"gzip"))
+    if second is None:
+        headers.append((b"content-length", b"%d" % len(first)))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    if not body:
+        await send({"type": "http.response.body", "body": b""})
+        return
+    await send({"type": "http.response.body", "body": first, "more_body": second is not None})
+    while second is not None:
+        await asyncio.sleep(0)  # a big page must not hold up the other scrapes
+        following = next(slices, None)
+        last = following is None
+        await send({"type": "http.response.body", "body": second, "more_body": not last})
+        second = following
+
+
+def _slices(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces of about SLICE."""
+    held: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        for start in range(0, len(chunk), SLICE):
+            part = chunk[start : start + SLICE]
+            held.append(part)
+            size += len(part)
+            if size >= SLICE:
+                yield b"".join(held)
+                held, size = [], 0
+    if held:
+        yield b"".join(held)
+
+
+def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    # Level 1: of the rest, time grows much faster than the answer shrinks.
+    packer = gzip_library.compressobj(1, zlib.DEFLATED, 31)
+    for chunk in chunks:
+        if packed := packer.compress(chunk):
+            yield packed
+    yield packer.flush()
+
+
+def listen(address: Address) -> socket.socket:
+    """A listening socket; raises OSError. An empty host takes IPv4 and, where it exists, IPv6."""
+    if address.host:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        return socket.create_server((address.host, address.port), family=family, backlog=512)
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(
+                ("", address.port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512
+            )
+        except OSError:
+            pass  # the kernel knows IPv6, this machine's network does not
+    return socket.create_server(("", address.port), backlog=512)
+
+
+async def run(
+    application: Application, listener: socket.socket, stop: Callable[[], Awaitable[None]]
+) -> None:
+    """Serve until `stop` returns, then let requests in flight end."""
+    config = Config()
+    config.bind = [f"fd://{listener.fileno()}"]
+    config.accesslog = None
+    config.errorlog = None
+    config.alpn_protocols = ["http/1.1"]
+    config.include_server_header = False
+    config.h11_max_incomplete_size = 16 * 1024
+    # Longer than the usual scrape interval, so that Prometheus keeps its connection.
+    config.keep_alive_timeout = 20
+    config.graceful_timeout = DEFAULT_TIMEOUT + 5
+    config.shutdown_timeout = DEFAULT_TIMEOUT + 5
+    await hypercorn_serve(
+        application,  # type: ignore[arg-type]  # its types ask for TypedDicts; these are mappings
+        config,
+        mode="asgi",
+        shutdown_trigger=stop,
+    )
+
+
+def probe_path(name: str) -> str:
+    """Where a target's page stands."""
+    return f"/probe?target={quote(name)}"
