@@ -145,7 +145,7 @@ def _pull(image: str) -> str | None:
 
 
 def _examine(binaries: ImageBinaries) -> ImageBinaries | str:
-    """Run the image once: which version is it, and does it see this machine as we do?
+    """Run the image once, to learn its version and whether it sees this machine as we do.
 
     An engine in a virtual machine (Docker Desktop) or on another host does not.
     """

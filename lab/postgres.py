@@ -93,16 +93,18 @@ class Server:
         self.binaries = binaries or find(major)
         self.major = major
         self.port = free_port()
+        self.tls = tls
         self.directory = Path(tempfile.mkdtemp(prefix=f"pgvigil-{major}-"))
         self.data = self.directory / "data"
         self.log_path = self.directory / "log"
         self.standbys: list[Server] = []
         self._settings: dict[str, Setting] = {}
+        self._hba: Sequence[str] = DEFAULT_HBA
         self._process: Process | None = None
         self._paused = False
         _existing.append(self)
         try:
-            self._prepare(copy_of, initdb_options, tls)
+            self._prepare(copy_of, initdb_options)
             self._settings |= settings or {}
             self._write_settings()
             self.set_hba(hba)
@@ -144,6 +146,7 @@ class Server:
         """Start and return when connections are accepted; raise ServerError with the log's end."""
         if self.running:
             raise ServerError(f"PostgreSQL {self.major} runs already")
+        self._discard_process()
         self._process = self.binaries.spawn(
             ["postgres", "-D", str(self.data)], self.directory, self.log_path
         )
@@ -200,33 +203,33 @@ class Server:
         *,
         slot: str | None = None,
         settings: Mapping[str, Setting] | None = None,
-        tls: bool = False,
     ) -> "Server":
         """Return a new server that streams from this one and knows itself by `name`.
 
         This server is stopped for the copy and then runs, so do it before anybody uses it. With
-        `slot`, a physical slot of that name is made here for it. Destroyed with this server.
+        `slot`, a physical slot of that name is made here for it. The standby takes over settings,
+        hba and TLS, and is destroyed with this server.
         """
         if self.running:
             self.stop()
-        standby = Server(
-            self.major,
-            settings=self._settings | {"cluster_name": name} | dict(settings or {}),
-            binaries=self.binaries,
-            tls=tls,
-            copy_of=self.data,
-        )
-        self.standbys.append(standby)
-        self.start()
         source = make_conninfo(
             host="127.0.0.1", port=self.port, user="postgres", application_name=name
         )
-        streaming: dict[str, Setting | None] = {"primary_conninfo": source}
+        streaming = {"cluster_name": name, "primary_conninfo": source}
+        streaming["primary_slot_name"] = slot or ""
+        standby = Server(
+            self.major,
+            settings={**self._settings, **streaming, **(settings or {})},
+            hba=self._hba,
+            tls=self.tls,
+            binaries=self.binaries,
+            copy_of=self.data,
+        )
+        self.standbys.append(standby)
+        standby._write("standby.signal", "")
+        self.start()
         if slot is not None:
             self.execute("select pg_create_physical_replication_slot(%s, true)", [slot])
-            streaming["primary_slot_name"] = slot
-        standby.set({**streaming, **(settings or {})})
-        standby._write("standby.signal", "")
         standby.start()
         self.wait_until(
             sql.SQL(
@@ -331,8 +334,8 @@ class Server:
 
         The lab's own way in, the superuser over the Unix socket, stays open.
         """
-        wanted = (_OWN_HBA, *(DEFAULT_HBA if lines is None else lines))
-        self._write("pg_hba.conf", "".join(f"{line}\n" for line in wanted))
+        self._hba = DEFAULT_HBA if lines is None else lines
+        self._write("pg_hba.conf", "".join(f"{line}\n" for line in (_OWN_HBA, *self._hba)))
         if self.running:
             self.reload()
 
@@ -345,6 +348,7 @@ class Server:
                 self.stop("immediate")
             except ServerError:
                 self.crash()
+        self._discard_process()
         # A server that was killed leaves its interlock, a few bytes of System V shared memory.
         for identifier in self._lock_file()[6:7]:
             if words := identifier.split():
@@ -353,7 +357,7 @@ class Server:
         if self in _existing:
             _existing.remove(self)
 
-    def _prepare(self, copy_of: Path | None, initdb_options: Sequence[str], tls: bool) -> None:
+    def _prepare(self, copy_of: Path | None, initdb_options: Sequence[str]) -> None:
         self.directory.chmod(0o755)
         _give(self.directory)
         if copy_of is None:
@@ -369,7 +373,7 @@ class Server:
         self._settings |= _DEFAULT_SETTINGS
         if self.binaries.has_library("pg_stat_statements"):
             self._settings["shared_preload_libraries"] = "pg_stat_statements"
-        if tls:
+        if self.tls:
             self._make_certificate()
 
     def _make_certificate(self) -> None:
@@ -384,18 +388,20 @@ class Server:
         key.chmod(0o600)
         _give(key)
         _give(self.certificate)
-        self._settings |= {
-            "ssl": True,
-            "ssl_cert_file": str(self.certificate),
-            "ssl_key_file": str(key),
-        }
 
     def _write_settings(self) -> None:
+        # What belongs to this server alone and must not go to its standbys with the rest.
         own: dict[str, Setting] = {
             "port": self.port,
             "unix_socket_directories": str(self.directory),
         }
-        lines = [f"{name} = {_quoted(value)}\n" for name, value in (self._settings | own).items()]
+        if self.tls:
+            own |= {
+                "ssl": True,
+                "ssl_cert_file": str(self.certificate),
+                "ssl_key_file": str(self.directory / "server.key"),
+            }
+        lines = [f"{name} = {_quoted(value)}\n" for name, value in (own | self._settings).items()]
         self._write("lab.conf", "".join(lines))
 
     def _write(self, name: str, text: str) -> None:
@@ -433,6 +439,9 @@ class Server:
         with self._waiting(task) as still_waiting:
             while self.running:
                 still_waiting()
+        self._discard_process()
+
+    def _discard_process(self) -> None:
         if self._process is not None:
             self._process.discard()
         self._process = None

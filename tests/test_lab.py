@@ -1,0 +1,230 @@
+"""The lab's servers, proxy and port do what the other tests rely on."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from lab import processes
+from lab.cluster import BARE, PGVIGIL, READER, Cluster, Role
+from lab.delay_proxy import DelayProxy, delayed
+from lab.postgres import Server, ServerError
+from lab.silent_port import silent_port
+
+FreshServer = Callable[..., Server]
+
+
+def test_a_server_of_each_major_version_answers(major: int, server: Server) -> None:
+    with psycopg.connect(server.conninfo()) as connection:
+        assert connection.info.server_version // 10000 == major
+    assert server.binaries.version.startswith(f"{major}.")
+
+
+def test_what_the_primary_writes_arrives_on_the_standby(cluster: Cluster) -> None:
+    name = f"arrived_{os.getpid()}"
+    cluster.primary.execute(f"create database {name}")
+    there = f"select exists (select from pg_database where datname = '{name}')"
+    cluster.standby.wait_until(there)
+    assert cluster.standby.execute("select pg_is_in_recovery()") == [(True,)]
+    cluster.primary.execute(f"drop database {name}")
+
+
+def test_the_standby_holds_its_slot(cluster: Cluster) -> None:
+    query = "select slot_name, active from pg_replication_slots"
+    assert cluster.primary.execute(query) == [("standby", True)]
+    assert cluster.standby.execute(query) == []
+
+
+@pytest.mark.parametrize("sslmode", ["disable", "require", "verify-full"])
+def test_clients_choose_between_tls_and_plain(server: Server, sslmode: str) -> None:
+    if not server.binaries.tls:
+        pytest.skip(f"the {server.binaries.source} build has no TLS")
+    conninfo = server.conninfo(sslmode=sslmode, sslrootcert=str(server.certificate))
+    with psycopg.connect(conninfo) as connection:
+        query = "select ssl from pg_stat_ssl where pid = pg_backend_pid()"
+        assert connection.execute(query).fetchone() == (sslmode != "disable",)
+
+
+@pytest.mark.parametrize("role", [PGVIGIL, READER, BARE], ids=lambda role: role.name)
+@pytest.mark.parametrize("major", [17])
+def test_each_role_logs_in_by_its_password_alone(server: Server, role: Role) -> None:
+    with psycopg.connect(server.conninfo(**role.login)) as connection:
+        assert connection.execute("select current_user").fetchone() == (role.name,)
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(server.conninfo(user=role.name, password="wrong"))
+
+
+@pytest.mark.parametrize("major", [17])
+def test_the_monitoring_role_has_five_connections(server: Server) -> None:
+    with contextlib.ExitStack() as connections:
+        for _ in range(5):
+            connections.enter_context(psycopg.connect(server.conninfo(**PGVIGIL.login)))
+        with pytest.raises(psycopg.OperationalError, match="too many connections"):
+            psycopg.connect(server.conninfo(**PGVIGIL.login))
+
+
+def test_a_crashed_server_recovers_what_was_committed(
+    major: int, fresh_server: FreshServer
+) -> None:
+    server = fresh_server(major)
+    server.execute("create table kept (value int); insert into kept values (1)")
+    victims = [server.pid, *processes.descendants(server.pid)]
+    server.crash()
+    assert not any(processes.alive(pid) for pid in victims)
+    server.start()
+    assert server.execute("select value from kept") == [(1,)]
+    assert "was not properly shut down" in server.log()
+    assert server.errors_in_log() == []
+
+
+def test_a_paused_server_keeps_connections_and_says_nothing(fresh_server: FreshServer) -> None:
+    server = fresh_server()
+    with psycopg.connect(server.conninfo(), autocommit=True) as connection:
+        server.pause()
+        connection.pgconn.send_query(b"select 1")
+        connection.pgconn.flush()
+        time.sleep(0.2)
+        connection.pgconn.consume_input()
+        assert connection.pgconn.is_busy()
+        server.resume()
+        result = connection.pgconn.get_result()
+        assert result is not None
+        assert result.get_value(0, 0) == b"1"
+
+
+def test_a_promoted_standby_takes_writes(fresh_server: FreshServer) -> None:
+    standby = fresh_server().standby()
+    standby.promote()
+    standby.execute("create table written ()")
+
+
+def test_settings_and_access_change_while_the_server_runs(fresh_server: FreshServer) -> None:
+    server = fresh_server(work_mem="1MB")
+    assert server.execute("show work_mem") == [("1MB",)]
+    server.set({"work_mem": "2MB"})
+    assert server.execute("show work_mem") == [("2MB",)]
+    server.set_hba(["host all all 127.0.0.1/32 reject"])
+    with pytest.raises(psycopg.OperationalError, match="rejects connection"):
+        psycopg.connect(server.conninfo())
+    server.set_hba(None)
+    psycopg.connect(server.conninfo()).close()
+
+
+def test_errors_are_read_from_the_log_by_their_own_severity(fresh_server: FreshServer) -> None:
+    server = fresh_server(log_statement="all")
+    server.execute("select 'ERROR:  quoted'")
+    before = server.log_position()
+    assert server.errors_in_log() == []
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        server.execute("select 1 / 0")
+    [line] = server.errors_in_log(since=before)
+    assert line.endswith("ERROR:  division by zero")
+
+
+def test_a_server_that_cannot_start_says_why(fresh_server: FreshServer) -> None:
+    server = fresh_server()
+    server.stop()
+    server.set({"shared_buffers": "nonsense"})
+    with pytest.raises(ServerError, match="invalid value for parameter"):
+        server.start()
+
+
+def test_a_destroyed_server_leaves_nothing_behind(fresh_server: FreshServer) -> None:
+    server = fresh_server()
+    standby = server.standby()
+    directories, pids = [server.directory, standby.directory], [server.pid, standby.pid]
+    segments = _memory_segments()
+    server.crash()
+    server.destroy()
+    assert not any(directory.exists() for directory in directories)
+    assert not any(processes.alive(pid) for pid in pids)
+    assert len(segments - _memory_segments()) >= 2
+
+
+def _memory_segments() -> set[str]:
+    """The identifiers of all System V shared memory of this machine."""
+    lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    return {line.split()[1] for line in lines}
+
+
+async def _round_trips(port: int, count: int) -> list[float]:
+    """Seconds that each of some one-byte echoes took."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    took = []
+    for _ in range(count):
+        began = time.perf_counter()
+        writer.write(b"?")
+        await reader.readexactly(1)
+        took.append(time.perf_counter() - began)
+    writer.close()
+    await writer.wait_closed()
+    return took
+
+
+async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while chunk := await reader.read(65536):
+        writer.write(chunk)
+        await writer.drain()
+    writer.close()
+
+
+def test_the_proxy_delays_each_round_trip_by_what_was_asked() -> None:
+    async def measure() -> list[float]:
+        async with await asyncio.start_server(_echo, "127.0.0.1", 0) as upstream:
+            port = upstream.sockets[0].getsockname()[1]
+            async with DelayProxy("127.0.0.1", port, round_trip=0.05) as proxy:
+                return await _round_trips(proxy.port, 5)
+
+    took = asyncio.run(measure())
+    assert all(seconds >= 0.05 for seconds in took)
+    assert min(took) < 0.06
+
+
+def test_the_proxy_keeps_order_and_bandwidth() -> None:
+    sent = os.urandom(16 * 1024 * 1024)
+
+    async def send(writer: asyncio.StreamWriter) -> None:
+        writer.write(sent)
+        await writer.drain()
+        writer.write_eof()
+
+    async def measure() -> tuple[bytes, float]:
+        async with await asyncio.start_server(_echo, "127.0.0.1", 0) as upstream:
+            port = upstream.sockets[0].getsockname()[1]
+            async with DelayProxy("127.0.0.1", port, round_trip=0.2) as proxy:
+                reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+                began = time.perf_counter()
+                _, echoed = await asyncio.gather(send(writer), reader.read())
+                took = time.perf_counter() - began
+                writer.close()
+                return echoed, took
+
+    echoed, took = asyncio.run(measure())
+    assert echoed == sent
+    # Chunk after chunk, each waiting for the one before, would take 256 times 0.2 seconds.
+    assert took < 5
+
+
+@pytest.mark.parametrize("major", [17])
+def test_a_server_can_be_moved_away_by_a_proxy_process(server: Server) -> None:
+    with (
+        delayed("127.0.0.1", server.port, round_trip=0.1) as port,
+        psycopg.connect(server.conninfo(port=port), autocommit=True) as connection,
+    ):
+        began = time.perf_counter()
+        connection.execute("select 1")
+        assert 0.1 <= time.perf_counter() - began < 0.2
+
+
+def test_a_silent_port_accepts_and_says_nothing() -> None:
+    with silent_port() as port, socket.create_connection(("127.0.0.1", port), 1) as client:
+        client.sendall(b"anybody there?")
+        client.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
