@@ -4,6 +4,7 @@ import functools
 import importlib
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -115,11 +116,18 @@ def _engine() -> Any:
         config = importlib.import_module("testcontainers.core.config")
     except ImportError:
         return "testcontainers is not installed"
+    scheme, _, path = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").partition("://")
+    if scheme != "unix":
+        return "the Docker engine is on another machine"
     # The lab stops what it starts; a second container to watch over the first is not needed.
     config.testcontainers_config.ryuk_disabled = True
     try:
+        # Docker's client leaves its socket open when nobody listens, so knock first.
+        with socket.socket(socket.AF_UNIX) as door:
+            door.settimeout(_ENGINE_TIMEOUT_SECONDS)
+            door.connect(path)
         return docker.from_env(timeout=_ENGINE_TIMEOUT_SECONDS)
-    except docker.errors.DockerException:
+    except (docker.errors.DockerException, OSError):
         return "no Docker engine answers"
 
 

@@ -96,6 +96,7 @@ def test_a_paused_server_keeps_connections_and_says_nothing(fresh_server: FreshS
         result = connection.pgconn.get_result()
         assert result is not None
         assert result.get_value(0, 0) == b"1"
+        assert connection.pgconn.get_result() is None
 
 
 def test_a_promoted_standby_takes_writes(fresh_server: FreshServer) -> None:
