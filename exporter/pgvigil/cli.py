@@ -5,7 +5,9 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -13,10 +15,10 @@ from pathlib import Path
 
 import structlog
 
-from pgvigil import __version__, catalogue, config, render, serve
+from pgvigil import __version__, apart, catalogue, config, render, serve
 from pgvigil.collect import Collector
 from pgvigil.config import Settings, Target, Told
-from pgvigil.errors import Refused, Unreachable
+from pgvigil.errors import Problem, Refused, Unreachable
 from pgvigil.plan import Facts, Plan, make_plan, wanted
 from pgvigil.session import Answers, Session
 
@@ -72,7 +74,7 @@ def _hide(words: Sequence[str], dsn: str) -> None:
 
 
 def _serve(told: argparse.Namespace) -> int:
-    settings, queries = _settled(told)
+    settings, queries = apart.run(partial(_settled, told))
     try:
         listener = serve.listen(settings.listen)
     except OSError as error:
@@ -96,7 +98,7 @@ def _serve(told: argparse.Namespace) -> int:
     return 0
 
 
-async def _serving(collectors: Sequence[Collector], listener: "serve.socket.socket") -> None:
+async def _serving(collectors: Sequence[Collector], listener: socket.socket) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -187,7 +189,8 @@ ALTER ROLE {role} SET idle_in_transaction_session_timeout = '5s';
 
 
 def _grants(told: argparse.Namespace) -> int:
-    role = '"' + told.role.replace('"', '""') + '"'
+    plain = re.fullmatch(r"[a-z_][a-z0-9_]*", told.role)
+    role = told.role if plain else '"' + told.role.replace('"', '""') + '"'
     print(
         GRANTS.format(role=told.role if told.role.isidentifier() and told.role.islower() else role),
         end="",
@@ -197,7 +200,7 @@ def _grants(told: argparse.Namespace) -> int:
 
 def _settled(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query, ...]]:
     """Configuration and catalogue; raises Refused with the problems of both."""
-    problems = []
+    problems: list[Problem] = []
     settings = None
     extra: Sequence[Path] = told.catalogue
     try:

