@@ -238,6 +238,7 @@ def _examine(major: int, source: str, directory: Path) -> Binaries | str:
     return LocalBinaries(major, match[1] + match[2], source, directory)
 
 
+@functools.cache
 def _readable_copy(tree: Path) -> Path:
     """Copy an installation to where everybody may read it, until the interpreter ends."""
     place = Path(tempfile.mkdtemp(prefix="pgvigil-binaries-"))

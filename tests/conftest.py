@@ -18,6 +18,10 @@ _used: dict[int, str] = {}
 
 def pytest_configure() -> None:
     """Let `kill` end a run as Ctrl-C does: with its servers stopped and removed."""
+    try:
+        allowed_sources()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
