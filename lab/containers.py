@@ -17,6 +17,9 @@ from lab import processes
 # An engine that is there answers at once; one that is not must not be waited for.
 _ENGINE_TIMEOUT_SECONDS = 0.5
 
+# After one pull that failed none is tried again: the registry that is away is away for all.
+_failed_pulls: list[str] = []
+
 
 @dataclass(frozen=True)
 class ImageBinaries:
@@ -101,10 +104,12 @@ def find(major: int, account: tuple[int, int]) -> ImageBinaries | str:
     if isinstance(engine, str):
         return engine
     image = f"postgres:{major}"
-    if not engine.images.list(name=image):
-        problem = _pull(image)
-        if problem is not None:
-            return problem
+    try:
+        missing = not engine.images.list(name=image)
+    except OSError as error:
+        return f"the Docker engine stopped answering: {error}"
+    if missing and (problem := _pull(image)) is not None:
+        return problem
     return _examine(ImageBinaries(major, "", image, account))
 
 
@@ -131,25 +136,18 @@ def _engine() -> Any:
         return "no Docker engine answers"
 
 
-@functools.cache
-def _registry() -> list[str]:
-    """Remember, for all images, the first pull that failed: the next one would fail as well."""
-    return []
-
-
 def _pull(image: str) -> str | None:
     """Fetch an image; return what went wrong."""
-    failures = _registry()
-    if not failures:
+    if not _failed_pulls:
         docker = importlib.import_module("docker")
         client = docker.from_env(timeout=300)
         try:
             client.images.pull(image)
         except (docker.errors.DockerException, OSError) as error:
-            failures.append(f"cannot pull {image}: {error}")
+            _failed_pulls.append(f"cannot pull {image}: {error}")
         finally:
             client.close()
-    return failures[0] if failures else None
+    return _failed_pulls[0] if _failed_pulls else None
 
 
 def _examine(binaries: ImageBinaries) -> ImageBinaries | str:
