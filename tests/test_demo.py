@@ -65,7 +65,7 @@ def test_it_shows_the_pages_and_the_bad_habits_and_leaves_nothing(
     assert f"http://127.0.0.1:{port}/ " in output
     assert f"http://127.0.0.1:{port}/metrics" in output
     assert re.search(r"^  PostgreSQL +up, version \d+\.\d+, primary$", output, re.M)
-    assert re.search(r"^  commits +[1-9]\d*\.\d per second$", output, re.M)
+    assert re.search(r"^  commits +[1-9]\d*\.\d per second in the shop$", output, re.M)
     assert re.search(r"^  sessions +[1-9] active, .*[2-9] idle in transaction$", output, re.M)
     assert re.search(r"^  idle transaction +the oldest is idle for [1-9]\d* s$", output, re.M)
     assert re.search(r"^  blocked +1 session waiting for a lock, for [1-9]\d* s$", output, re.M)
