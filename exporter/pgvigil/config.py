@@ -1,10 +1,12 @@
 """Read whom to watch, from the command line, the environment or one YAML file."""
 
+import difflib
+import errno
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from psycopg import ProgrammingError, conninfo, pq
 
@@ -14,10 +16,19 @@ from pgvigil.errors import Problem, Refused
 DEFAULT_LISTEN = ":9187"
 
 _LISTEN = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\s]*):(?P<port>\d{1,5})")
-_NEXT_URI = re.compile(r",(?=\s*postgres(?:ql)?://)")
+_URI = re.compile(r"\s*postgres(?:ql)?://")
+_CLEAR_URI = re.compile(
+    # A user or password that holds a plain @ or / makes libpq take a part of it for something else.
+    r"\s*postgres(?:ql)?://(?:[^@/]*@)?[^@?]*(?:\?.*)?",
+    re.S,
+)
+_PORTS = re.compile(r"\d*(?:,\d*)*")
+_NEXT_URI = re.compile(r"(?P<comma>,)(?=\s*postgres(?:ql)?://)")
 _NEXT_KEYWORDS = re.compile(
     # A comma outside quotes before a keyword that opens a connection string.
-    r",(?=\s*(?:host|hostaddr|port|user|dbname|service)\s*=)(?=(?:[^']*'[^']*')*[^']*$)"
+    r"=\s*'(?:\\.|[^'\\])*'|\\."
+    r"|(?P<comma>,)(?=\s*(?:host|hostaddr|port|user|dbname|service)\s*=)",
+    re.S,
 )
 _PARTS = ("URI", "USER", "PASS", "URI_FILE", "USER_FILE", "PASS_FILE")
 _BAD_DSN = (
@@ -90,7 +101,11 @@ class Told:
 
 def read_secret(path: Path) -> str:
     """A file's text without the line end that editors and `echo` leave; raises OSError."""
-    return re.sub(r"\r?\n\Z", "", path.read_text("utf-8", errors="surrogateescape"))
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        raise OSError(errno.EILSEQ, "it is not UTF-8 text") from None
+    return re.sub(r"\r?\n\Z", "", text)
 
 
 def settle(told: Told, environment: Mapping[str, str]) -> Settings:
@@ -101,14 +116,13 @@ def settle(told: Told, environment: Mapping[str, str]) -> Settings:
     """
     problems: list[Problem] = []
     path = told.config or (Path(c) if (c := environment.get("PGVIGIL_CONFIG")) else None)
-    document: documents.Document | None = None
+    document, sound = None, None
     if path:
         document, problems = documents.read(path)
         if document:
-            faults = documents.check(document, "config")
+            faults, sound = documents.check(document, "config")
             problems += faults
-            document = None if faults else document
-    data = document.data if document else {}
+    data: Mapping[str, Any] = sound or {}
     listen, place = next(
         (text, place)
         for text, place in (
@@ -122,12 +136,15 @@ def settle(told: Told, environment: Mapping[str, str]) -> Settings:
     address = parse_address(listen)
     if address is None:
         text = "must be ADDRESS:PORT or :PORT with a port from 1 to 65535, such as :9187"
-        problems.append(Problem(place, None, text))
+        if document and place == str(path):
+            problems.append(document.problem(("listen",), f"listen {text}"))
+        else:
+            problems.append(Problem(place, None, text))
     if document and path and "targets" in data:
         if told.dsn:
             text = "names targets, and --dsn is given as well; leave one out"
             problems.append(Problem(str(path), document.lines[("targets",)], text))
-        targets = list(_from_file(document, path, problems))
+        targets = list(_from_file(document, data["targets"], path, problems))
     elif problems:
         targets = []
     else:
@@ -149,27 +166,30 @@ def parse_address(text: str) -> Address | None:
 def has_password(dsn: str) -> bool:
     """Whether a connection string carries a password that a process list would show."""
     try:
-        return "password" in conninfo.conninfo_to_dict(dsn)
-    except ProgrammingError:
-        return True  # what libpq cannot read may hold one anywhere
+        return not _SECRETS.isdisjoint(_parse(dsn))
+    except ValueError:
+        return True  # what cannot be read may hold one anywhere
 
 
 def _from_file(
-    document: documents.Document, path: Path, problems: list[Problem]
+    document: documents.Document, raws: Mapping[str, Any], path: Path, problems: list[Problem]
 ) -> Iterator[Target]:
-    for name, raw in document.data["targets"].items():
+    for name, raw in raws.items():
         keys: documents.Keys = ("targets", name)
         if "dsn" in raw and "connection" in raw:
             text = "has both dsn and connection; write one"
             problems.append(document.problem((*keys, "connection"), text))
         connection = {key: str(value) for key, value in raw.get("connection", {}).items()}
-        for key in connection.keys() - _KEYWORDS:
-            text = f"{key!r} is no connection keyword of libpq"
-            problems.append(document.problem((*keys, "connection", key), text))
+        for key in connection:
+            if key not in _KEYWORDS:
+                near = difflib.get_close_matches(key, _KEYWORDS, 1)
+                guess = f"did you mean {near[0]!r}?" if near else "see libpq's list of them"
+                text = f"{key!r} is no connection keyword of libpq; {guess}"
+                problems.append(document.problem((*keys, "connection", key), text))
         if "dsn" in raw:
             try:
                 connection = _parse(raw["dsn"])
-            except ProgrammingError:
+            except ValueError:
                 problems.append(document.problem((*keys, "dsn"), _BAD_DSN))
         password_file = None
         if "password_file" in raw:
@@ -206,7 +226,7 @@ def _from_words(
     for part in texts:
         try:
             connection = _parse(part)
-        except ProgrammingError:
+        except ValueError:
             problems.append(Problem(place, None, _BAD_DSN))
             continue
         yield Target(_name(connection, names), connection)
@@ -231,7 +251,7 @@ def _from_parts(environment: Mapping[str, str], problems: list[Problem]) -> Iter
     uri = found.get("URI", "")
     try:
         connection = _parse(uri if "://" in uri else f"postgresql://{uri}")
-    except ProgrammingError:
+    except ValueError:
         problems.append(Problem("DATA_SOURCE_URI", None, _BAD_DSN))
         return
     if "USER" in found:
@@ -243,12 +263,28 @@ def _from_parts(environment: Mapping[str, str], problems: list[Problem]) -> Iter
 
 
 def _parse(dsn: str) -> dict[str, str]:
-    return {key: str(value) for key, value in conninfo.conninfo_to_dict(dsn.strip()).items()}
+    """The keywords and values of a connection string; raises ValueError when it is unclear."""
+    if _URI.match(dsn):
+        dsn = dsn.strip()
+        if not _CLEAR_URI.fullmatch(dsn):
+            raise ValueError
+    try:
+        parsed = conninfo.conninfo_to_dict(dsn)
+    except ProgrammingError:
+        raise ValueError from None  # without libpq's words: they hold parts of the string
+    if not _PORTS.fullmatch(str(parsed.get("port", ""))):
+        raise ValueError  # such as user:password/database, where the host is missing
+    return {key: str(value) for key, value in parsed.items()}
 
 
-def _split(text: str) -> list[str]:
+def _split(text: str) -> Iterator[str]:
     """The connection strings of a list with commas; a comma inside one is left alone."""
-    return (_NEXT_URI if "://" in text else _NEXT_KEYWORDS).split(text)
+    begin = 0
+    for found in (_NEXT_URI if _URI.match(text) else _NEXT_KEYWORDS).finditer(text):
+        if found["comma"]:
+            yield text[begin : found.start()]
+            begin = found.end()
+    yield text[begin:]
 
 
 def _name(connection: Mapping[str, str], taken: set[str]) -> str:
@@ -268,7 +304,7 @@ def _unreadable(path: Path) -> str | None:
     try:
         read_secret(path)
     except OSError as error:
-        return f"the password file cannot be read: {error.strerror}; mind its owner and mode"
+        return f"the password file cannot be read: {error.strerror}; mind its path, owner and mode"
     return None
 
 
@@ -281,4 +317,5 @@ def _libpq_defaults() -> dict[str, str]:
     }
 
 
+_SECRETS = {o.keyword.decode() for o in pq.Conninfo.get_defaults() if o.dispchar == b"*"}
 _KEYWORDS = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}

@@ -1,12 +1,12 @@
 """Read YAML files strictly, so that every fault is known with its line before anything runs."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pgvigil.errors import Problem
 
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 Keys = tuple[str | int, ...]
 """The way from a document's root to a value: mapping keys and list positions."""
+
+_PATH = "mind its path, owner and mode"
+_REMEDY = "mind the indent, and put text with special characters in quotes"
+_NO_VALUE = (
+    "a key between braces has no value; write a blank after its colon, and put text with a comma "
+    "in quotes"
+)
 
 _SPOKEN = {
     "string": "text",
@@ -61,7 +68,7 @@ def read(path: Path, place: str | None = None) -> tuple[Document | None, list[Pr
     except UnicodeDecodeError as error:
         return None, [Problem(place, None, f"is not UTF-8 text ({error.reason}); save it as UTF-8")]
     except OSError as error:
-        return None, [Problem(place, None, f"cannot be read: {error.strerror}")]
+        return None, [Problem(place, None, f"cannot be read: {error.strerror}; {_PATH}")]
     return parse(text, place)
 
 
@@ -78,10 +85,16 @@ def parse(text: str, place: str) -> tuple[Document | None, list[Problem]]:
         data = None if node is None else _build(loader, node, (), place, lines, problems)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else None
-        return None, [Problem(place, line, f"is not YAML: {error.problem or error.context}")]
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        return None, [Problem(place, None, f"is not YAML: {type(error).__name__}")]
+        what = error.problem or error.context
+        if isinstance(error, yaml.constructor.ConstructorError):
+            what = "found a value of no known kind"  # YAML's own words hold the value
+        text = f"is not YAML: {what}; {_REMEDY}"
+        return None, [Problem(place, mark.line + 1 if mark else None, text)]
+    except yaml.reader.ReaderError as error:
+        line = text.encode()[: error.position].count(b"\n") + 1
+        return None, [Problem(place, line, "holds a control character; remove it")]
+    except RecursionError:
+        return None, [Problem(place, None, "holds itself, by an alias, or is nested too deep")]
     finally:
         loader.dispose()
     return Document(place, data, lines), problems
@@ -117,14 +130,23 @@ def _build(
                 text = f"the key {key!r} stands twice; the first is in line {first}; remove one"
                 problems.append(Problem(place, line, text))
                 continue
+            if node.flow_style and value_node.start_mark.index == value_node.end_mark.index:
+                # Not named: what stands for a key here may be part of a password.
+                problems.append(Problem(place, line, _NO_VALUE))
+                continue
             lines[(*keys, key)] = line
             mapping[key] = _build(loader, value_node, (*keys, key), place, lines, problems)
         return mapping
-    return loader.construct_object(node)
+    try:
+        value = loader.construct_object(node)
+    except (ValueError, KeyError, AttributeError):
+        return node.value  # such as 2026-99-99, which looks like a date
+    # The text as written: YAML 1.1 would read the password 012345 as the number 5349.
+    return node.value if type(value) is int and str(value) != node.value else value
 
 
-def check(document: Document, name: str) -> list[Problem]:
-    """Every way in which a document breaks the schema called `name`.
+def check(document: Document, name: str) -> tuple[list[Problem], Any]:
+    """Every way in which a document breaks the schema called `name`, and its data without those.
 
     Values never stand in the texts, only keys and kinds: a value may be a password.
     """
@@ -133,12 +155,40 @@ def check(document: Document, name: str) -> list[Problem]:
     validator = jsonschema.Draft202012Validator(schema(name))
     errors = sorted(validator.iter_errors(document.data), key=lambda e: list(map(str, e.path)))
     # jsonschema tells each missing key apart, and each time the whole rule.
-    return list(dict.fromkeys(p for error in errors for p in _explain(document, error)))
+    faults = list(dict.fromkeys(fault for error in errors for fault in _explain(error)))
+    problems = [document.problem(fault.keys, fault.text) for fault in faults]
+    return problems, _without(document.data, (), {f.keys for f in faults if not f.missing})
+
+
+def _without(data: Any, keys: Keys, broken: Set[Keys]) -> Any:
+    """A copy of `data`, which stands at `keys`, that lacks what is broken."""
+    if keys in broken:
+        return None
+    if isinstance(data, dict):
+        return {
+            key: _without(value, (*keys, key), broken)
+            for key, value in data.items()
+            if (*keys, key) not in broken
+        }
+    if isinstance(data, list):
+        return [
+            _without(value, (*keys, position), broken)
+            for position, value in enumerate(data)
+            if (*keys, position) not in broken
+        ]
+    return data
+
+
+class _Fault(NamedTuple):
+    keys: Keys
+    text: str
+    missing: bool = False
+    """Whether what `keys` leads to merely lacks something."""
 
 
 def _explain(  # noqa: C901  (flat: one case for each rule of the schemas)
-    document: Document, error: "jsonschema.ValidationError"
-) -> Iterator[Problem]:
+    error: "jsonschema.ValidationError",
+) -> Iterator[_Fault]:
     import difflib
 
     keys: Keys = tuple(error.absolute_path)
@@ -155,13 +205,13 @@ def _explain(  # noqa: C901  (flat: one case for each rule of the schemas)
                     near = difflib.get_close_matches(key, known, 1)
                     guess = f"; did you mean {near[0]!r}?" if near else ""
                     text = f"unknown key {key!r}{guess} (known here: {', '.join(known)})"
-                    yield document.problem((*keys, key), text)
+                    yield _Fault((*keys, key), text)
         case "required":
             for key in rule:
                 if key not in instance:
                     wanted = part.get("properties", {}).get(key, {}).get("description", "")
                     text = f"{here} lacks the key {key!r}{f' ({wanted})' if wanted else ''}"
-                    yield document.problem(keys, text)
+                    yield _Fault(keys, text, missing=True)
         case "type":
             wanted = " or ".join(
                 _SPOKEN[kind] for kind in ([rule] if isinstance(rule, str) else rule)
@@ -169,27 +219,25 @@ def _explain(  # noqa: C901  (flat: one case for each rule of the schemas)
             text = f"{here} must be {wanted}, not {_kind(instance)}{hint}"
             if "string" in rule and not isinstance(instance, list | dict):
                 text += "; put it in quotes"
-            yield document.problem(keys, text)
+            yield _Fault(keys, text)
         case "enum":
-            yield document.problem(keys, f"{here} must be one of {', '.join(map(str, rule))}")
+            yield _Fault(keys, f"{here} must be one of {', '.join(map(str, rule))}")
         case "propertyNames":
             key = instance
-            yield document.problem((*keys, str(key)), f"{key!r} is not a legal name here{hint}")
+            yield _Fault((*keys, str(key)), f"{key!r} is not a legal name here{hint}")
         case "minItems" | "minLength" | "minProperties":
-            yield document.problem(keys, f"{here} must not be empty{hint}")
+            yield _Fault(keys, f"{here} must not be empty{hint}")
         case "minimum" | "maximum":
             word = "least" if error.validator == "minimum" else "most"
-            yield document.problem(keys, f"{here} must be at {word} {rule}{hint}")
+            yield _Fault(keys, f"{here} must be at {word} {rule}{hint}")
         case "uniqueItems":
-            yield document.problem(keys, f"{here} names the same thing twice")
-        case "pattern" if keys and error.parent is None and "propertyNames" in error.schema_path:
-            yield document.problem(
-                (*keys, str(instance)), f"{instance!r} is not a legal name here{hint}"
-            )
+            yield _Fault(keys, f"{here} names the same thing twice; remove one")
+        case "pattern" if "propertyNames" in error.schema_path:
+            yield _Fault((*keys, str(instance)), f"{instance!r} is not a legal name here{hint}")
         case "pattern":
-            yield document.problem(keys, f"{here} is not of the right form{hint}")
+            yield _Fault(keys, f"{here} is not of the right form{hint}")
         case _:
-            yield document.problem(keys, f"{here} breaks the rule {error.validator!r}{hint}")
+            yield _Fault(keys, f"{here} breaks the rule {error.validator!r}{hint}")
 
 
 def _kind(value: object) -> str:

@@ -21,6 +21,7 @@ DEFAULT_TIMEOUT = 1.0
 
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.S)
 _FIRST_WORD = re.compile(r"\s*\(*\s*(select|with|values)\b", re.I)
+_OURS = re.compile(r"pgvigil_|process_|python_|pg_(up|down_reason)\Z")
 _UNITS = {"ms": 0.001, "s": 1.0}
 
 
@@ -99,12 +100,11 @@ def load(extra: Iterable[Path] = ()) -> tuple[Query, ...]:
         problems += faults
         if document is None:
             continue
-        faults = documents.check(document, "catalogue")
+        faults, sound = documents.check(document, "catalogue")
         problems += faults
-        if not faults:
-            for query in _queries(document, path.stem):
-                problems += _faults(document, query)
-                queries.append(query)
+        for query in _queries(document, sound, path.stem):
+            problems += _faults(document, query)
+            queries.append(query)
     problems += _clashes(queries)
     if problems:
         raise Refused(problems)
@@ -127,21 +127,29 @@ def _given(extra: Iterable[Path], problems: list[Problem]) -> Iterator[tuple[Pat
         yield from ((child, False) for child in found)
 
 
-def _queries(document: documents.Document, area: str) -> Iterator[Query]:
-    for name, raw in document.data.items():
-        sql = raw["sql"] if isinstance(raw["sql"], list) else [{"text": raw["sql"]}]
+def _queries(document: documents.Document, sound: Any, area: str) -> Iterator[Query]:
+    """The queries of a document; of one with faults, what can be told of it all the same."""
+    for name, raw in (sound or {}).items():
+        sql = raw.get("sql", [])
+        parts = sql if isinstance(sql, list) else [{"text": sql}]
         timeout = re.fullmatch(r"(\d+)(ms|s)", raw.get("timeout", f"{DEFAULT_TIMEOUT:.0f}s"))
         assert timeout  # the schema holds the pattern
         yield Query(
             name=f"{area}.{name}",
-            why=raw["why"].strip(),
+            why=raw.get("why", "").strip(),
             role=raw.get("on", "any"),
             needs=Needs(**raw.get("needs", {})),
             timeout=int(timeout[1]) * _UNITS[timeout[2]],
-            max_series=raw["max_series"],
+            max_series=raw.get("max_series", 1),
             labels=tuple(raw.get("labels", ())),
-            variants=tuple(Variant(*_range(part), part["text"].strip()) for part in sql),
-            metrics=tuple(_metric(*item) for item in raw["metrics"].items()),
+            variants=tuple(
+                Variant(*_range(part), part["text"].strip()) for part in parts if "text" in part
+            ),
+            metrics=tuple(
+                _metric(name, of)
+                for name, of in raw.get("metrics", {}).items()
+                if {"column", "type", "help"} <= of.keys()
+            ),
             place=document.place,
             line=document.lines[(name,)],
         )
@@ -169,23 +177,25 @@ def _faults(document: documents.Document, query: Query) -> Iterator[Problem]:
     for position, variant in enumerate(query.variants):
         at: documents.Keys = (here, "sql", position) if len(query.variants) > 1 else (here, "sql")
         if variant.since >= variant.until:
-            yield document.problem(at, f"since {variant.since} is not before until {variant.until}")
+            text = f"since {variant.since} is not before until {variant.until}; mend one of them"
+            yield document.problem(at, f"{here}: {text}")
         for text in _text_faults(query, variant):
-            yield document.problem(at, text)
+            yield document.problem(at, f"{here}: {text}")
     for metric in query.metrics:
         at = (here, "metrics", metric.name)
         for text in _metric_faults(query, metric):
             yield document.problem(at, text)
     if clash := {m.column for m in query.metrics} & set(query.labels):
-        yield document.problem((here,), f"{', '.join(sorted(clash))}: a label and a value at once")
+        text = f"{here}: {', '.join(sorted(clash))}: a label and a value at once; drop one of them"
+        yield document.problem((here,), text)
 
 
 def _text_faults(query: Query, variant: Variant) -> Iterator[str]:
     bare = _COMMENT.sub(" ", variant.text)
     if not _FIRST_WORD.match(bare):
-        yield "must be one SELECT (or WITH ... SELECT, or VALUES)"
+        yield "a statement must be one SELECT (or WITH ... SELECT, or VALUES)"
     if ";" in bare:
-        yield "must be one statement; remove the semicolon"
+        yield "a text must be one statement; remove the semicolon"
     words = set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", bare))
     for label in query.labels:
         if label not in words:
@@ -202,22 +212,26 @@ def _text_faults(query: Query, variant: Variant) -> Iterator[str]:
 
 def _metric_faults(query: Query, metric: Metric) -> Iterator[str]:
     counts = metric.name.endswith("_total")
+    name = metric.name
     if metric.type == "counter" and not counts:
-        yield f"is a counter: its name must end in _total, as {metric.name}_total"
+        yield f"{name} is a counter: its name must end in _total, as {name}_total"
     if metric.type == "gauge" and counts:
-        yield "is a gauge: only a counter's name may end in _total"
-    if metric.name.startswith("pgvigil_"):
-        yield "names that start with pgvigil_ are the exporter's own; choose another"
+        yield f"{name} is a gauge: only a counter's name may end in _total; rename it"
+    if _OURS.match(name):
+        yield f"{name} is a name of the exporter's own; choose another"
     if metric.since >= metric.until:
-        yield f"since {metric.since} is not before until {metric.until}"
+        yield f"{name}: since {metric.since} is not before until {metric.until}; mend one of them"
     if metric.value != metric.column and not all(COLUMNS in v.text for v in query.variants):
-        yield f"has a value, but the statement has no {COLUMNS} to put it in"
+        yield (
+            f"{name} has a value, but the statement has no {COLUMNS} to put it in; write {COLUMNS} "
+            f"among the statement's columns, or leave the value out"
+        )
 
 
 def _clashes(queries: Sequence[Query]) -> Iterator[Problem]:
     """Names that two files, or two queries, claim."""
     by_name: dict[str, Query] = {}
-    by_metric: dict[str, Query] = {}
+    by_family: dict[str, tuple[Query, Metric]] = {}
     for query in queries:
         first = by_name.setdefault(query.name, query)
         if first is not query:
@@ -225,10 +239,12 @@ def _clashes(queries: Sequence[Query]) -> Iterator[Problem]:
             yield Problem(query.place, query.line, text)
             continue
         for metric in query.metrics:
-            owner = by_metric.setdefault(metric.name, query)
-            if owner is not query:
+            # OpenMetrics calls the family of a counter by its name without _total.
+            family = metric.name.removesuffix("_total")
+            owner, other = by_family.setdefault(family, (query, metric))
+            if other is not metric:
                 text = (
-                    f"{metric.name} is declared already by {owner.name} at "
+                    f"{metric.name} clashes with {other.name} of {owner.name} at "
                     f"{owner.place}:{owner.line}; one query gives a metric, choose another name"
                 )
                 yield Problem(query.place, query.line, text)
