@@ -1,0 +1,1 @@
+"""Measures pgvigil beside postgres_exporter on real servers, as ratios within one run."""

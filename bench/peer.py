@@ -1,0 +1,65 @@
+"""Builds postgres_exporter at the version that peers/go.mod pins, or finds an installed one."""
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+_MODULE = Path(__file__).parent / "peers"
+_CACHE = Path(__file__).resolve().parents[1] / ".cache" / "peers"
+_PACKAGE = "github.com/prometheus-community/postgres_exporter"
+_INSTALLED = ("postgres_exporter", "prometheus-postgres-exporter")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A postgres_exporter that can be run."""
+
+    program: Path
+    version: str
+    source: str
+
+
+def find() -> Peer | str:
+    """Return the pinned peer, else an installed one, else the reason why there is none."""
+    built = _build()
+    if isinstance(built, Peer):
+        return built
+    for name in _INSTALLED:
+        if place := shutil.which(name):
+            return Peer(Path(place), _asked(place), f"{place} ({built})")
+    return f"{built}, and neither {' nor '.join(_INSTALLED)} is on the PATH"
+
+
+def _build() -> Peer | str:
+    found = re.search(rf"{_PACKAGE} v(\S+)", (_MODULE / "go.mod").read_text())
+    if found is None:
+        return "peers/go.mod names no version"
+    program = _CACHE / f"postgres_exporter-{found[1]}"
+    if not program.exists():
+        go = shutil.which("go")
+        if go is None:
+            return "Go is not installed"
+        print(f"building postgres_exporter {found[1]}, once", flush=True)
+        # As its own releases are built: without C, so that no compiler for it is needed.
+        command = [go, "build", "-trimpath", "-buildvcs=false", "-o", str(program)]
+        environment = {**os.environ, "CGO_ENABLED": "0"}
+        result = subprocess.run(
+            [*command, f"{_PACKAGE}/cmd/postgres_exporter"],
+            cwd=_MODULE,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        if result.returncode != 0:
+            return f"go build failed: {result.stderr.strip()[-300:]}"
+    return Peer(program, found[1], "built from peers/go.mod")
+
+
+def _asked(program: str) -> str:
+    """An installed program's word for its version; older ones print it to stderr."""
+    answer = subprocess.run([program, "--version"], capture_output=True, text=True)
+    found = re.search(r"version (\S+)", answer.stdout + answer.stderr)
+    return found[1] if found else "unknown"

@@ -1,0 +1,121 @@
+"""Compares what one scrape costs the exporter, the server and whoever waits."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.exporters import OURS, PEER
+from bench.report import Report, Table, Target, ratio
+from bench.rounds import Measured, interleaved
+from bench.run import EVERY_TABLE, Run
+from bench.servers import dsn
+from lab.postgres import Server
+
+_COLUMNS = (
+    "case",
+    "exporter",
+    "median ms",
+    "exporter CPU ms",
+    "server CPU ms",
+    "series",
+    "CPU us/series",
+    "kB sent",
+    "kB page",
+    "MB now",
+    "MB peak",
+)
+_RATIOS = ("case", "latency", "exporter CPU", "server CPU", "series", "CPU/series", "peak memory")
+
+
+class _Case(NamedTuple):
+    name: str
+    server: Server
+    database: str
+    catalogue: Path | None
+    rounds: int
+    burst: int
+
+
+def measure(run: Run) -> Report:
+    """Scrape both exporters on a plain server, among 100 databases and on 5,000 tables."""
+    report = Report("scrape")
+    costs = Table("cost of one scrape", _COLUMNS)
+    ratios = Table("pgvigil / postgres_exporter", _RATIOS)
+    servers = run.servers
+    cases = (
+        _Case("1 database", servers.plain, "postgres", None, 9, 10),
+        _Case("100 databases", servers.crowded, "postgres", None, 9, 5),
+        _Case("5,000 tables", servers.wide, "wide", None, 5, 2),
+        _Case("5,000 tables, as many series", servers.wide, "wide", EVERY_TABLE, 5, 2),
+    )
+    for case in cases:
+        with run.both(dsn(case.server, case.database), case.catalogue) as exporters:
+            found = interleaved(exporters, case.server, run.times(case.rounds), case.burst)
+        for name, measured in found.items():
+            costs.rows.append((case.name, name, *_costs(measured)))
+        ours, theirs = found[OURS], found.get(PEER)
+        if theirs is None:
+            continue
+        ratios.rows.append((case.name, *_ratios(ours, theirs)))
+        if case.catalogue:
+            report.targets += [
+                Target(
+                    f"exporter CPU at {case.name} beside postgres_exporter",
+                    0.15,
+                    ratio(ours.exporter_milliseconds, theirs.exporter_milliseconds),
+                ),
+                Target(
+                    f"latency at {case.name} beside postgres_exporter",
+                    1.0,
+                    ratio(ours.milliseconds, theirs.milliseconds),
+                ),
+                Target(
+                    f"peak memory at {case.name} beside postgres_exporter",
+                    0.6,
+                    ratio(ours.memory.peak, theirs.memory.peak),
+                ),
+            ]
+        else:
+            report.targets.append(
+                Target(
+                    f"latency with {case.name} beside postgres_exporter",
+                    1.0,
+                    ratio(ours.milliseconds, theirs.milliseconds),
+                )
+            )
+    report.tables += [costs, ratios] if ratios.rows else [costs]
+    report.notes += [
+        "Default catalogues; 'as many series' gives pgvigil the peer's own statements on each "
+        "table. Latency is the median scrape's, exporter CPU the median burst's, server CPU the "
+        "mean over all processes of the server, ended ones as well.",
+    ]
+    return report
+
+
+def _costs(measured: Measured) -> tuple[float, ...]:
+    series = measured.page.series
+    return (
+        measured.milliseconds,
+        measured.exporter_milliseconds,
+        measured.server_milliseconds,
+        series,
+        measured.exporter_milliseconds * 1000 / series,
+        len(measured.page.wire) / 1000,
+        len(measured.page.body) / 1000,
+        measured.memory.resident / 1e6,
+        measured.memory.peak / 1e6,
+    )
+
+
+def _ratios(ours: Measured, theirs: Measured) -> tuple[float | None, ...]:
+    pairs = (
+        (ours.milliseconds, theirs.milliseconds),
+        (ours.exporter_milliseconds, theirs.exporter_milliseconds),
+        (ours.server_milliseconds, theirs.server_milliseconds),
+        (ours.page.series, theirs.page.series),
+        (
+            ours.exporter_milliseconds / ours.page.series,
+            theirs.exporter_milliseconds / theirs.page.series,
+        ),
+        (ours.memory.peak, theirs.memory.peak),
+    )
+    return tuple(ratio(*pair) for pair in pairs)
