@@ -173,8 +173,9 @@ class Collector:
             reception = self._reception(scrape)
             try:
                 facts = await session.ask(reception.asks, reception.answers(), deadline)
-            finally:
-                reception.give_up(self)
+            except TimeoutError:
+                reception.give_up()
+                raise
             if facts is self.facts:
                 self.facts_at = time.time()
                 return
@@ -290,12 +291,14 @@ class _Reception:
         if failure is None:
             self._scrape.sheets[query.name] = sheet
 
-    def give_up(self, collector: Collector) -> None:
-        """Book the statements that the deadline or a lost connection left unanswered."""
+    def give_up(self) -> None:
+        """Book the statements that the deadline left unanswered."""
+        if not self._scrape.up:
+            return  # no fault of any query
         for position in range(self._ended, len(self._statements)):
-            failure = QueryFailed("unanswered", "the scrape ended before its turn")
+            failure = QueryFailed("unanswered", "the deadline came first")
             query = self._statements[position].query
-            collector.settle(query, self._sheets[position], failure, 0.0)
+            self._collector.settle(query, self._sheets[position], failure, 0.0)
 
     def _up(self) -> None:
         self._scrape.up, self._scrape.down, self._scrape.detail = True, None, ""

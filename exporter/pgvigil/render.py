@@ -193,7 +193,8 @@ def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
     for sheet in scrape.sheets.values():
         assert isinstance(sheet, Sheet)
         yield from sheet.families
-    yield from _about_queries(collector)
+    if scrape.up:
+        yield from _about_queries(collector)
     yield from _about_target([(collector, scrape)], labelled=False)
 
 

@@ -171,11 +171,12 @@ class Session:
         if not self.closed:
             poll = select.poll()
             poll.register(self._pgconn.socket, select.POLLIN)
-            if poll.poll(0):
-                try:
+            try:
+                # A server that went away said so first; the end of the stream comes behind.
+                while not self.closed and poll.poll(0):
                     self._pgconn.consume_input()
-                except psycopg.OperationalError:
-                    self.close()
+            except psycopg.OperationalError:
+                self.close()
         return not self.closed
 
     async def ask(self, asks: Sequence[Ask], answers: Answers, deadline: float) -> Facts:
@@ -190,6 +191,10 @@ class Session:
         try:
             async with asyncio.timeout_at(deadline):
                 await self._pipeline(asks, answers, deadline)
+        except psycopg.Error as error:
+            # Before anything was read: libpq already knew, or learnt on sending, that it is over.
+            self.close()
+            raise Unreachable(Down.CONNECTION_LOST, " ".join(str(error).split())) from None
         except BaseException:
             # Also when the task is cancelled: half a pipeline leaves no usable connection.
             self.abandon()
