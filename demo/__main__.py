@@ -27,6 +27,7 @@ from lab.postgres import MAJORS, Server, ServerError
 
 _DEFAULT_PORT = 9187
 _EVERY_SECONDS = 3.0
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 _SETTINGS = {
@@ -60,10 +61,15 @@ class _Wish:
 
     def __init__(self) -> None:
         self.stop = False
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in _ENDINGS:
             # nohup has SIGHUP ignored, and means it.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
+
+    def forget(self) -> None:
+        """Let no second Ctrl-C spoil the exit code when all is done."""
+        for number in _ENDINGS:
+            signal.signal(number, signal.SIG_IGN)
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         self.stop = True
@@ -115,6 +121,7 @@ def main() -> int:
     ) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
+    wish.forget()
     print("Everything is stopped and removed.")
     return 0
 

@@ -80,6 +80,7 @@ def test_it_ends_in_peace_when_it_is_asked_to(
     demo = start("--port", str(free_port()))
     before = read_until(demo, "What pgvigil sees")
     demo.send_signal(number)
+    demo.send_signal(number)
     output, code = finish(demo)
     assert code == 0, before + output
     assert output.endswith("Everything is stopped and removed.\n")
