@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import peer, render, rtt, scrape, server
+from bench import fleet, memory, peer, render, rtt, scrape, server
 from bench.report import Report, Value, machine
 from bench.run import Run
 from bench.servers import Servers
@@ -18,6 +18,8 @@ MEASUREMENTS: Mapping[str, Callable[[Run], Report]] = {
     "rtt": rtt.measure,
     "server": server.measure,
     "render": render.measure,
+    "memory": memory.measure,
+    "fleet": fleet.measure,
 }
 _RESULTS = Path(__file__).parent / "results"
 
