@@ -50,7 +50,7 @@ class Page:
         """The names of all samples."""
         return {name for name, _ in self.samples}
 
-    def series(self, name: str, **labels: str) -> dict[frozenset[tuple[str, str]], float]:
+    def series(self, name: str, /, **labels: str) -> dict[frozenset[tuple[str, str]], float]:
         """The samples of a metric that have these labels, by all their labels."""
         wanted = labels.items()
         return {
@@ -59,7 +59,7 @@ class Page:
             if metric == name and wanted <= have
         }
 
-    def value(self, name: str, **labels: str) -> float:
+    def value(self, name: str, /, **labels: str) -> float:
         """The value of the one series that fits; raises LookupError when there is not just one."""
         found = self.series(name, **labels)
         if len(found) != 1:
