@@ -1,0 +1,254 @@
+"""A plan sends a server what fits it and says of the rest which fact forbids it."""
+
+import pytest
+from pgvigil.catalogue import Metric, Needs, Query, Variant
+from pgvigil.plan import (
+    Extension,
+    Facts,
+    Plan,
+    Reason,
+    Refusal,
+    Statement,
+    Wanted,
+    make_plan,
+    wanted,
+)
+
+PRIMARY_16 = Facts(version=160004, in_recovery=False, user="pgvigil", database="postgres")
+STANDBY_16 = Facts(version=160004, in_recovery=True, user="pgvigil", database="postgres")
+
+
+def metric(name: str, column: str, since: int = 0, until: int = 1000, value: str = "") -> Metric:
+    return Metric(name, column, "gauge", "What it is.", value or column, since, until)
+
+
+LAG = metric("pg_lag_seconds", "lag")
+
+
+def query(
+    *variants: Variant,
+    role: str = "any",
+    needs: Needs = Needs(),  # noqa: B008  (frozen)
+    max_series: int = 10,
+    metrics: tuple[Metric, ...] = (LAG,),
+) -> Query:
+    return Query(
+        name="replication.lag",
+        why="Somebody wants to know.",
+        role=role,
+        needs=needs,
+        timeout=1.0,
+        max_series=max_series,
+        labels=(),
+        variants=variants or (Variant(0, 1000, "select 1 as lag"),),
+        metrics=metrics,
+        place="catalogue/replication.yml",
+        line=1,
+    )
+
+
+def refusal(asked: Query, facts: Facts) -> tuple[Reason, str]:
+    plan = make_plan([asked], facts)
+    assert plan.statements == ()
+    (refused,) = plan.refusals
+    assert refused.query is asked
+    return refused.reason, refused.detail
+
+
+def text_of(asked: Query, facts: Facts = PRIMARY_16) -> str:
+    (statement,) = make_plan([asked], facts).statements
+    return statement.text
+
+
+def test_a_query_that_fits_becomes_a_statement_with_the_servers_own_bound_on_rows() -> None:
+    asked = query()
+    statement = Statement(
+        asked, "select * from (\nselect 1 as lag\n) as bounded limit 11", asked.metrics
+    )
+    assert make_plan([asked], PRIMARY_16) == Plan((statement,), ())
+
+
+def test_a_query_without_a_variant_for_this_version_is_refused_with_its_reason() -> None:
+    asked = query(Variant(17, 1000, "select 1 as lag"))
+    assert make_plan([asked], PRIMARY_16) == Plan(
+        (), (Refusal(asked, Reason.VERSION, "nothing for PostgreSQL 16"),)
+    )
+
+
+def test_a_query_without_a_metric_for_this_version_is_refused_with_its_reason() -> None:
+    asked = query(metrics=(metric("pg_new", "new", since=17), metric("pg_old", "old", until=16)))
+    assert refusal(asked, PRIMARY_16) == (Reason.VERSION, "nothing for PostgreSQL 16")
+
+
+def test_a_query_for_standbys_is_refused_on_a_primary() -> None:
+    asked = query(role="standby")
+    told = (Reason.ROLE, "runs on a standby, this is a primary")
+    assert refusal(asked, PRIMARY_16) == told
+    assert make_plan([asked], STANDBY_16).refusals == ()
+
+
+def test_a_query_for_primaries_is_refused_on_a_standby() -> None:
+    asked = query(role="primary")
+    told = (Reason.ROLE, "runs on a primary, this is a standby")
+    assert refusal(asked, STANDBY_16) == told
+    assert make_plan([asked], PRIMARY_16).refusals == ()
+
+
+def test_a_query_whose_extension_is_missing_is_refused_with_the_database() -> None:
+    asked = query(needs=Needs(extension={"pg_stat_statements": "1.8"}))
+    told = (Reason.EXTENSION, "pg_stat_statements is not installed in the database postgres")
+    assert refusal(asked, PRIMARY_16) == told
+
+
+@pytest.mark.parametrize("version", ["1.7", "1", "0.9", "1.7.9"])
+def test_a_query_whose_extension_is_too_old_is_refused_with_both_versions(version: str) -> None:
+    asked = query(needs=Needs(extension={"pg_stat_statements": "1.8"}))
+    facts = Facts(160004, False, extensions={"pg_stat_statements": Extension(version, "public")})
+    told = (Reason.EXTENSION, f"pg_stat_statements is {version}; 1.8 is needed")
+    assert refusal(asked, facts) == told
+
+
+@pytest.mark.parametrize("version", ["1.8", "1.8.0", "1.10", "2", "1.9dev"])
+def test_versions_of_an_extension_are_compared_as_numbers(version: str) -> None:
+    asked = query(needs=Needs(extension={"pg_stat_statements": "1.8"}))
+    facts = Facts(160004, False, extensions={"pg_stat_statements": Extension(version, "public")})
+    assert make_plan([asked], facts).refusals == ()
+
+
+def test_a_query_whose_privilege_is_missing_is_refused_with_the_role() -> None:
+    asked = query(needs=Needs(privilege=("pg_monitor", "pg_read_all_stats")))
+    facts = Facts(160004, False, user="bare", privileges=frozenset({"pg_monitor"}))
+    told = (Reason.PRIVILEGE, "bare lacks the privileges of pg_read_all_stats")
+    assert refusal(asked, facts) == told
+
+
+def test_a_query_whose_function_may_not_be_called_is_refused() -> None:
+    asked = query(needs=Needs(function=("pg_catalog.pg_ls_waldir()",)))
+    told = (
+        Reason.FUNCTION,
+        "pgvigil may not execute pg_catalog.pg_ls_waldir(), or it does not exist",
+    )
+    assert refusal(asked, PRIMARY_16) == told
+
+
+@pytest.mark.parametrize(
+    ("settings", "detail"),
+    [({"wal_level": "replica"}, "replica"), ({}, "None")],
+)
+def test_a_query_whose_setting_differs_is_refused(settings: dict[str, str], detail: str) -> None:
+    asked = query(needs=Needs(setting={"wal_level": "logical"}))
+    facts = Facts(160004, False, settings=settings)
+    assert refusal(asked, facts) == (Reason.SETTING, f"wal_level is {detail}, not logical")
+
+
+def test_a_query_whose_needs_are_all_met_runs() -> None:
+    asked = query(
+        role="standby",
+        needs=Needs(
+            extension={"pg_stat_statements": "1.8"},
+            privilege=("pg_monitor",),
+            function=("pg_catalog.pg_ls_waldir()",),
+            setting={"wal_level": "logical"},
+        ),
+    )
+    facts = Facts(
+        version=180000,
+        in_recovery=True,
+        extensions={
+            "pg_stat_statements": Extension("1.12", "public"),
+            "other": Extension("1", "x"),
+        },
+        privileges=frozenset({"pg_monitor", "pg_checkpoint"}),
+        functions=frozenset({"pg_catalog.pg_ls_waldir()"}),
+        settings={"wal_level": "logical", "other": "x"},
+    )
+    plan = make_plan([asked], facts)
+    assert [statement.query for statement in plan.statements] == [asked]
+    assert plan.refusals == ()
+
+
+def test_only_the_first_obstacle_is_told() -> None:
+    asked = query(
+        Variant(17, 1000, "select 1 as lag"), role="standby", needs=Needs(privilege=("pg_monitor",))
+    )
+    assert refusal(asked, PRIMARY_16)[0] is Reason.VERSION
+
+
+def test_queries_keep_their_order() -> None:
+    queries = [query(role=role) for role in ("any", "standby", "primary", "standby")]
+    plan = make_plan(queries, PRIMARY_16)
+    assert [s.query for s in plan.statements] == [queries[0], queries[2]]
+    assert [r.query for r in plan.refusals] == [queries[1], queries[3]]
+
+
+@pytest.mark.parametrize(
+    ("version", "word"), [(130023, "old"), (169999, "old"), (170000, "new"), (190000, "new")]
+)
+def test_a_range_of_versions_holds_its_beginning_and_not_its_end(version: int, word: str) -> None:
+    asked = query(Variant(13, 17, "select 'old' as lag"), Variant(17, 1000, "select 'new' as lag"))
+    text = text_of(asked, Facts(version=version, in_recovery=False))
+    assert text == f"select * from (\nselect '{word}' as lag\n) as bounded limit 11"
+
+
+def test_the_first_variant_that_fits_is_taken() -> None:
+    asked = query(Variant(0, 1000, "select 1 as lag"), Variant(16, 17, "select 2 as lag"))
+    assert "select 1 as lag" in text_of(asked)
+
+
+def test_columns_are_those_of_the_metrics_that_the_version_has() -> None:
+    asked = query(
+        Variant(0, 1000, "select datname, {columns} from pg_catalog.pg_stat_database"),
+        metrics=(
+            metric("pg_old", "old", until=16),
+            metric("pg_now", "now"),
+            metric("pg_seconds", "time", value="time / 1000"),
+            metric("pg_same", "now"),
+            metric("pg_new", "new", since=17),
+        ),
+        max_series=30,
+    )
+    (statement,) = make_plan([asked], PRIMARY_16).statements
+    assert [m.name for m in statement.metrics] == ["pg_now", "pg_seconds", "pg_same"]
+    assert statement.max_rows == 10
+    assert statement.text == (
+        "select * from (\n"
+        "select datname, now,\n"
+        "  time / 1000 as time from pg_catalog.pg_stat_database\n"
+        ") as bounded limit 11"
+    )
+
+
+def test_the_schema_of_an_extension_is_filled_in_as_the_server_quotes_it() -> None:
+    asked = query(
+        Variant(0, 1000, "select 1 as lag from {pg_stat_statements}.pg_stat_statements"),
+        needs=Needs(extension={"pg_stat_statements": "1.8"}),
+    )
+    facts = Facts(160004, False, extensions={"pg_stat_statements": Extension("1.10", '"My x"')})
+    assert text_of(asked, facts) == (
+        'select * from (\nselect 1 as lag from "My x".pg_stat_statements\n) as bounded limit 11'
+    )
+
+
+@pytest.mark.parametrize(("max_series", "rows"), [(1, 1), (2, 1), (3, 1), (4, 2), (9, 4)])
+def test_max_series_bounds_the_rows_by_the_number_of_metrics(max_series: int, rows: int) -> None:
+    asked = query(metrics=(LAG, metric("pg_other", "lag")), max_series=max_series)
+    (statement,) = make_plan([asked], PRIMARY_16).statements
+    assert statement.max_rows == rows
+    assert statement.text.endswith(f"\n) as bounded limit {rows + 1}")
+
+
+def test_what_queries_want_to_know_is_told_once_and_in_order() -> None:
+    queries = [
+        query(needs=Needs(privilege=("pg_monitor", "a"), setting={"wal_level": "logical"})),
+        query(needs=Needs(privilege=("pg_monitor",), function=("pg_catalog.f()",))),
+        query(needs=Needs(extension={"pg_stat_statements": "1.8"}, setting={"fsync": "on"})),
+    ]
+    assert wanted(queries) == Wanted(
+        privileges=["a", "pg_monitor"],
+        functions=["pg_catalog.f()"],
+        settings=["fsync", "wal_level"],
+    )
+
+
+def test_a_version_number_tells_its_major_version() -> None:
+    assert [Facts(v, in_recovery=False).major for v in (130023, 160004, 180000)] == [13, 16, 18]
