@@ -104,7 +104,8 @@ def test_what_goes_wrong_in_one_query_leaves_all_others_standing(
     cluster: Cluster, odd_queries: Path
 ) -> None:
     server = cluster.primary
-    server.execute("create sequence if not exists public.counting")
+    server.execute("create sequence public.counting")
+    server.execute("grant all on sequence public.counting to pgvigil")
     begin = server.log_position()
     try:
         dsn = server.conninfo(**PGVIGIL.login)
