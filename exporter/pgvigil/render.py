@@ -22,7 +22,10 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _BOOL = 16
 _INTEGERS = {20, 21, 23, 26, 28, 5069}
 """The OIDs of int8, int2, int4, oid, xid and xid8 in pg_type.dat."""
-_FLOATS = {700, 701, 1700}
+_NUMERIC = 1700
+_DIGITS = 300
+"""Characters up to which a numeric is no number too large for a float, which a reader refuses."""
+_FLOATS = {700, 701, _NUMERIC}
 """The OIDs of float4, float8 and numeric."""
 _ENDLESS = {b"Infinity": b"+Inf", b"-Infinity": b"-Inf"}
 _TRUTH = {b"t": b"1", b"f": b"0", None: None}
@@ -141,6 +144,8 @@ class Sheet:
         if keep is not None:
             blocks, raw = [blocks[row] for row in keep], [raw[row] for row in keep]
         values = self._spelled(raw, oid)
+        if family.type == "counter":
+            values = self._counts(values)
         if None in values:
             pairs = [pair for pair in zip(blocks, values, strict=True) if pair[1] is not None]
             if not pairs:
@@ -156,12 +161,24 @@ class Sheet:
         if oid in _INTEGERS:
             return raw
         if oid in _FLOATS:
+            if oid == _NUMERIC and max(map(len, filter(None, raw)), default=0) > _DIGITS:
+                raw = [v if not v or len(v) <= _DIGITS else self._parsed(v) for v in raw]
             if b"Infinity" in raw or b"-Infinity" in raw:
                 return [_ENDLESS.get(v, v) if v else v for v in raw]
             return raw
         if oid == _BOOL:
             return [_TRUTH[v] for v in raw]
         return [self._parsed(v) for v in raw]
+
+    def _counts(self, values: list[bytes | None]) -> list[bytes | None]:
+        """The values but those that OpenMetrics forbids a counter: below zero, and NaN."""
+        joined = b"".join(filter(None, values))
+        if b"-" not in joined and b"N" not in joined:
+            return values
+        kept = [v if v is None or float(v) >= 0 else None for v in values]
+        if lost := kept.count(None) - values.count(None):
+            self._dropped["not_a_count"] += lost
+        return kept
 
     def _parsed(self, value: bytes | None) -> bytes | None:
         if value is None:
@@ -319,7 +336,7 @@ def _about_queries(collector: Collector) -> Iterator[Family]:
         "pgvigil_query_dropped_samples_total",
         "counter",
         "Samples that were left out of the query's results: duplicates, above max_series "
-        "(at least so many), or no numbers.",
+        "(at least so many), no numbers, or counters below zero.",
         [
             ({**names, "reason": reason}, count)
             for names, tally in tallies
