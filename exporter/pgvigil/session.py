@@ -138,6 +138,14 @@ class Session:
         return self._pgconn.status == pq.ConnStatus.BAD
 
     @property
+    def _sure(self) -> bool:
+        """Whether this session's state is ours: direct, as the first facts have shown.
+
+        Until then nothing may stay behind on a connection that a pooler gives to the next.
+        """
+        return not self.pooled and self._facts is not None
+
+    @property
     def tls(self) -> bool:
         """Whether the connection is encrypted."""
         return not self.closed and self._pgconn.ssl_in_use
@@ -209,7 +217,7 @@ class Session:
         pgconn.enter_pipeline_mode()
         segments = [
             self._send(
-                self._facts_text, bound, None, [_milliseconds(bound), str(self.pooled).encode()]
+                self._facts_text, bound, None, [_milliseconds(bound), str(not self._sure).encode()]
             )
         ]
         segments += [self._send(a.text, min(a.timeout, left), bound, None) for a in asks]
@@ -257,7 +265,7 @@ class Session:
             # Not SET LOCAL: outside a transaction block that writes a warning to the server's log.
             pgconn.send_query_params(_local({"statement_timeout": timeout}), None)
             parts.append(_Part(rows=False))
-        if self.pooled:
+        if not self._sure:
             pgconn.send_query_params(text.encode(), values)
         else:
             name = self._prepared.get(text)
