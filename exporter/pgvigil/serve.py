@@ -81,7 +81,7 @@ class Application:
             answer = await route(request)
         try:
             async with asyncio.timeout(SEND_TIMEOUT):
-                await _send(answer, request, send, body=scope["method"] == "GET")
+                await _send(answer, request, send, body=scope["method"] != "HEAD")
         except TimeoutError:
             _log.warning("a client read too slowly and was left", path=scope["path"])
 
@@ -211,6 +211,8 @@ async def _send(answer: Answer, request: _Request, send: Send, *, body: bool) ->
     slices = _slices(_gzipped(answer.body) if compressed else answer.body)
     first, second = next(slices, b""), next(slices, None)
     headers = [(b"content-type", answer.media.encode()), (b"vary", b"accept, accept-encoding")]
+    if answer.status == 405:
+        headers.append((b"allow", b"GET, HEAD"))
     if compressed:
         headers.append((b"content-encoding", b"gzip"))
     if second is None:
