@@ -49,7 +49,10 @@ def main() -> int:
             report = MEASUREMENTS[name](run)
             path = report.write(_RESULTS, facts)
             took = time.monotonic() - clock
-            print(f"\n{report.text()}\n{took:.0f} s, {path.relative_to(Path.cwd())}", flush=True)
+            print(
+                f"\n{report.text()}\n{took:.0f} s, {path.relative_to(_RESULTS.parents[1])}",
+                flush=True,
+            )
             targets += report.targets
     finally:
         run.servers.destroy()

@@ -1,5 +1,6 @@
 """Compares what one scrape costs the exporter, the server and whoever waits."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ _COLUMNS = (
     "MB now",
     "MB peak",
 )
+_LIMITS = {"latency": 0.6, "exporter CPU": 0.4}
+_LIMITS_BIG = {"latency": 0.6, "exporter CPU": 0.15, "peak memory": 0.6}
 _RATIOS = ("case", "latency", "exporter CPU", "server CPU", "series", "CPU/series", "peak memory")
 
 
@@ -33,6 +36,7 @@ class _Case(NamedTuple):
     catalogue: Path | None
     rounds: int
     burst: int
+    limits: Mapping[str, float]
 
 
 def measure(run: Run) -> Report:
@@ -42,10 +46,11 @@ def measure(run: Run) -> Report:
     ratios = Table("pgvigil / postgres_exporter", _RATIOS)
     servers = run.servers
     cases = (
-        _Case("1 database", servers.plain, "postgres", None, 9, 10),
-        _Case("100 databases", servers.crowded, "postgres", None, 9, 5),
-        _Case("5,000 tables", servers.wide, "wide", None, 5, 2),
-        _Case("5,000 tables, as many series", servers.wide, "wide", EVERY_TABLE, 5, 2),
+        _Case("1 database", servers.plain, "postgres", None, 9, 10, _LIMITS),
+        _Case("100 databases", servers.crowded, "postgres", None, 9, 5, _LIMITS),
+        # No claim: by default the peer tells much of each table, and pgvigil does not.
+        _Case("5,000 tables", servers.wide, "wide", None, 5, 2, {}),
+        _Case("5,000 tables, as many series", servers.wide, "wide", EVERY_TABLE, 5, 2, _LIMITS_BIG),
     )
     for case in cases:
         with run.both(dsn(case.server, case.database), case.catalogue) as exporters:
@@ -56,32 +61,14 @@ def measure(run: Run) -> Report:
         if theirs is None:
             continue
         ratios.rows.append((case.name, *_ratios(ours, theirs)))
-        if case.catalogue:
-            report.targets += [
-                Target(
-                    f"exporter CPU at {case.name} beside postgres_exporter",
-                    0.15,
-                    ratio(ours.exporter_milliseconds, theirs.exporter_milliseconds),
-                ),
-                Target(
-                    f"latency at {case.name} beside postgres_exporter",
-                    1.0,
-                    ratio(ours.milliseconds, theirs.milliseconds),
-                ),
-                Target(
-                    f"peak memory at {case.name} beside postgres_exporter",
-                    0.6,
-                    ratio(ours.memory.peak, theirs.memory.peak),
-                ),
-            ]
-        else:
-            report.targets.append(
-                Target(
-                    f"latency with {case.name} beside postgres_exporter",
-                    1.0,
-                    ratio(ours.milliseconds, theirs.milliseconds),
-                )
-            )
+        pairs = {
+            "latency": (ours.milliseconds, theirs.milliseconds),
+            "exporter CPU": (ours.exporter_milliseconds, theirs.exporter_milliseconds),
+            "peak memory": (ours.memory.peak, theirs.memory.peak),
+        }
+        for what, limit in case.limits.items():
+            claim = f"{what}, {case.name}, beside postgres_exporter"
+            report.targets.append(Target(claim, limit, ratio(*pairs[what])))
     report.tables += [costs, ratios] if ratios.rows else [costs]
     report.notes += [
         "Default catalogues; 'as many series' gives pgvigil the peer's own statements on each "

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import structlog
 from pgvigil import catalogue, config, render, serve
 from pgvigil.collect import Collector
 from psycopg import conninfo
@@ -61,6 +62,7 @@ class _Ticker:
 
 def longest_gaps(line: str, extra: Path, scrapes: int) -> Gaps:
     """Scrape an exporter in this process from another one, a ticker in its loop."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
     return asyncio.run(_longest_gaps(line, extra, scrapes))
 
 
