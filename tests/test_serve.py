@@ -16,7 +16,7 @@ from pgvigil.collect import Collector, Scrape, Tally
 from pgvigil.config import Address, Target
 from pgvigil.errors import QueryFailed
 from pgvigil.plan import Facts, Plan, Reason, Refusal, Statement
-from pgvigil.render import Family, Sheet
+from pgvigil.render import Family, Layout, Sheet, headers
 from pgvigil.serve import Application
 
 from lab.ports import free_port
@@ -99,14 +99,14 @@ def collector_of(name: str = "main", **connection: str) -> Collector:
     """A collector of a server that is not there."""
     nowhere = {"host": "127.0.0.1", "port": str(free_port())}
     target = Target(name, {**nowhere, **connection})
-    return Collector(target, (), partial(Sheet, constant={}))
+    return Collector(target, (), partial(Layout, constant={}))
 
 
 class Prepared(Collector):
     """A collector whose scrape is known beforehand, and that notes the deadlines it is given."""
 
     def __init__(self, *families: Family) -> None:
-        super().__init__(Target("main"), (), partial(Sheet, constant={}))
+        super().__init__(Target("main"), (), partial(Layout, constant={}))
         sheet = Sheet.__new__(Sheet)
         sheet.families = list(families)
         self.prepared = Scrape(up=True, down=None, sheets={"area.query": sheet})
@@ -278,7 +278,9 @@ def test_gzip_is_used_where_the_client_takes_it(accepted: str | None, packed: bo
 
 def test_a_big_page_goes_out_in_slices_packed_or_not() -> None:
     samples = b"".join(b'\npg_a{x="%d"} %d' % (n, n * n) for n in range(50_000))
-    application = Application([Prepared(Family("pg_a", "gauge", "What it is.", [samples]))])
+    application = Application(
+        [Prepared(Family(headers("pg_a", "gauge", "What it is."), [samples]))]
+    )
     plain = ask(application, "/metrics")
     assert len(plain.body) > 5 * serve.SLICE
     assert all(0 < len(part) < 2 * serve.SLICE for part in plain.parts)
@@ -304,7 +306,7 @@ def test_a_client_that_does_not_read_is_left(
         finally:
             cancelled.append(message["type"])
 
-    asyncio.run(one(scope_of("/livez"), receive, never))  # type: ignore[arg-type]
+    asyncio.run(one(scope_of("/livez"), receive, never))
     assert cancelled == ["http.response.start"]
 
 

@@ -1,0 +1,347 @@
+"""Every statement that ships is harmless, and every metric has a name that Prometheus expects."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pytest
+from pgvigil.catalogue import COLUMNS, SUPPORTED, Metric, Query, load
+from pgvigil.plan import Extension, Facts, make_plan
+
+QUERIES = load()
+METRICS = [metric for query in QUERIES for metric in query.metrics]
+
+TOKEN = re.compile(
+    r"""
+    (?P<comment>--[^\n]*|/\*.*?\*/)
+    |(?P<string>[eE]?'(?:[^']|'')*')
+    |(?P<quoted>"(?:[^"]|"")*")
+    |(?P<placeholder>\{[a-z0-9_]+\})
+    |(?P<word>[A-Za-z_][A-Za-z0-9_$]*)
+    |(?P<number>\d+(?:\.\d+)?)
+    |(?P<cast>::)
+    |(?P<sign>[^\s])
+    """,
+    re.X | re.S,
+)
+
+GRAMMAR = {
+    # What looks like a call and is a part of the language, so no other schema can replace it.
+    *("all", "and", "any", "array", "as", "bit", "by", "case", "cast", "coalesce", "distinct"),
+    *("else", "except", "exists", "extract", "filter", "from", "greatest", "having", "in"),
+    *("intersect", "is", "join", "lateral", "least", "limit", "materialized", "not", "nullif"),
+    *("on", "or", "over", "row", "select", "some", "then", "union", "using", "values", "when"),
+    *("where", "with"),
+}
+SPECIAL = {"extract", "overlay", "position", "substring", "trim"}
+"""Calls whose arguments are separated by words, FROM among them."""
+ENDS_FROM = {
+    *("where", "group", "having", "order", "limit", "offset", "window", "union", "except"),
+    *("intersect", "fetch"),
+}
+FORBIDDEN = {
+    *("alter", "call", "copy", "create", "delete", "do", "drop", "grant", "insert", "listen"),
+    *("lock", "merge", "notify", "reset", "set", "truncate", "update"),
+    *("information_schema", "pg_temp", "regclass"),
+}
+HARMFUL = re.compile(
+    r"pg_(total_|table_|indexes_|database_|tablespace_)?(relation_)?size"
+    r"|pg_get_\w*def|pg_get_expr|pg_get_viewdef|pgstat(tuple|index|ginindex|hashindex)\w*"
+    r"|set_config|pg_(terminate|cancel)_backend|pg_reload_conf|pg_switch_wal|pg_stat_reset\w*"
+    r"|pg_read_(binary_)?file|pg_ls_dir|lo_\w+|dblink\w*|nextval|setval|txid_current"
+    r"|pg_current_xact_id|pg_advisory\w*|query_to_xml\w*|table_to_xml\w*|pg_sleep\w*"
+)
+"""Functions that open relations of users, act on the server or use up what it has."""
+
+
+class Token(NamedTuple):
+    """A piece of a statement: its kind, and its text in lower case."""
+
+    kind: str
+    text: str
+
+
+class Text(NamedTuple):
+    """A statement as one version gets it, with the query it belongs to."""
+
+    query: Query
+    major: int
+    tokens: Sequence[Token]
+
+
+def tokens(text: str) -> list[Token]:
+    found = (Token(m.lastgroup or "", m[0].lower()) for m in TOKEN.finditer(text))
+    return [token for token in found if token.kind != "comment"]
+
+
+def texts() -> Iterator[Text]:
+    """Each statement with its columns filled in, for each version; extensions as {name}."""
+    for query in QUERIES:
+        for major in SUPPORTED:
+            needs = query.needs
+            facts = Facts(
+                version=major * 10000,
+                in_recovery=query.role == "standby",
+                extensions={n: Extension("99", "{" + n + "}") for n in needs.extension},
+                privileges=frozenset(needs.privilege),
+                functions=frozenset(needs.function),
+                settings=needs.setting,
+            )
+            for statement in make_plan([query], facts).statements:
+                inner = statement.text.split("\n", 1)[1].rsplit("\n", 1)[0]
+                yield Text(query, major, tokens(inner))
+
+
+TEXTS = [pytest.param(text, id=f"{text.query.name}-{text.major}") for text in texts()]
+
+
+def qualified(before: Sequence[Token], schemas: Sequence[str]) -> bool:
+    """Whether what comes after these tokens belongs to one of the schemas."""
+    return len(before) > 1 and before[-1].text == "." and before[-2].text in schemas
+
+
+def schemas_of(query: Query) -> list[str]:
+    return ["pg_catalog", *("{" + name + "}" for name in query.needs.extension)]
+
+
+def with_queries(found: Sequence[Token]) -> set[str]:
+    """The names that a statement gives the queries in its WITH."""
+    return {
+        token.text
+        for token, following, then in zip(found, found[1:], found[2:], strict=False)
+        if token.kind == "word"
+        and following.text == "as"
+        and then.text in ("(", "materialized", "not")
+    }
+
+
+def unqualified_calls(text: Text) -> list[str]:
+    found, schemas = text.tokens, schemas_of(text.query)
+    return [
+        token.text
+        for position, token in enumerate(found[:-1])
+        if token.kind in ("word", "quoted")
+        and found[position + 1].text == "("
+        and token.text not in GRAMMAR
+        and not qualified(found[:position], schemas)
+        and not (position and found[position - 1].text == "as")  # as alias (column)
+    ]
+
+
+def relations(text: Text) -> Iterator[tuple[bool, str]]:
+    """Each relation that a statement reads, and whether its schema is said or it is its own."""
+    found, schemas, own = text.tokens, schemas_of(text.query), with_queries(text.tokens)
+    openers: list[str] = [""]
+    expecting, within = [False], [False]
+    for position, token in enumerate(found):
+        before = found[position - 1].text if position else ""
+        if token.text == "(":
+            openers.append(before)
+            # A parenthesis where a relation is due holds a join, or a query of its own.
+            expecting.append(expecting[-1])
+            within.append(expecting[-1])
+            expecting[-2] = False
+        elif token.text == ")":
+            for stack in (openers, expecting, within):
+                del stack[-1]
+        elif token.text in ("select", "with", "values"):
+            expecting[-1] = within[-1] = False
+        elif token.text == "from" and openers[-1] not in SPECIAL and before != "distinct":
+            expecting[-1] = within[-1] = True
+        elif token.text == "join" or (token.text == "," and within[-1]):
+            expecting[-1] = True
+        elif token.text in ENDS_FROM:
+            expecting[-1] = within[-1] = False
+        elif expecting[-1] and token.text not in ("lateral", "only"):
+            expecting[-1] = False
+            dotted = position + 1 < len(found) and found[position + 1].text == "."
+            known = token.text in schemas if dotted else token.text in own
+            yield known, token.text
+
+
+def forbidden(text: Text) -> list[str]:
+    found = text.tokens
+    return [
+        token.text
+        for position, token in enumerate(found)
+        if (token.kind == "word" and (token.text in FORBIDDEN or HARMFUL.fullmatch(token.text)))
+        or (token.kind == "cast" and found[position + 1].text.startswith("reg"))
+    ]
+
+
+def stars(text: Text) -> list[int]:
+    """Where a star stands for all columns: not a product, and not in count(*)."""
+    found = text.tokens
+    return [
+        position
+        for position, token in enumerate(found)
+        if token.text == "*"
+        and (found[position - 1].text in ("select", ",", ".", "distinct", "all"))
+    ]
+
+
+def test_every_query_that_ships_is_looked_at() -> None:
+    assert {text.query.name for text in texts()} == {query.name for query in QUERIES}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_function_is_called_by_its_schema(text: Text) -> None:
+    assert unqualified_calls(text) == []
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_relation_is_read_by_its_schema(text: Text) -> None:
+    assert [name for known, name in relations(text) if not known] == []
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_no_statement_opens_a_users_relation_or_changes_anything(text: Text) -> None:
+    assert forbidden(text) == []
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_column_is_named(text: Text) -> None:
+    assert stars(text) == []
+
+
+def lint(sql: str) -> set[str]:
+    """What the four rules above say of a statement."""
+    text = Text(QUERIES[0], 18, tokens(sql))
+    rules = {
+        "call": bool(unqualified_calls(text)),
+        "relation": any(not known for known, _ in relations(text)),
+        "forbidden": bool(forbidden(text)),
+        "star": bool(stars(text)),
+    }
+    return {name for name, broken in rules.items() if broken}
+
+
+@pytest.mark.parametrize(
+    ("sql", "broken"),
+    [
+        ("select count(*) as c from pg_catalog.pg_locks", {"call"}),
+        ("select public.f(1) as c", {"call"}),
+        ('select "f"(1) as c', {"call"}),
+        ("select 1 as c from pg_locks", {"relation"}),
+        ("select 1 as c from public.t", {"relation"}),
+        ("select 1 as c from pg_catalog.pg_locks, t", {"relation"}),
+        ("select 1 as c from pg_catalog.pg_locks as l join t on true", {"relation"}),
+        ("select 1 as c from (pg_catalog.pg_locks as l join t on true)", {"relation"}),
+        ("select 1 as c where exists (select from t)", {"relation"}),
+        ("select extract(epoch from t) as c", set()),
+        ("select a is distinct from b as c from pg_catalog.pg_locks", set()),
+        ("with t as (select 1 as a) select a from t", set()),
+        ("with t as not materialized (select 1) select from t, lateral (select 1) as x", set()),
+        ("select 1 as t from t", {"relation"}),
+        ("select a from (values (1)) as v (a) cross join (select 1) as x, t", {"relation"}),
+        ("select pg_catalog.pg_database_size(1) as c", {"forbidden"}),
+        ("select pg_catalog.pg_total_relation_size(1) as c", {"forbidden"}),
+        ("select pg_catalog.pg_relation_size(1) as c", {"forbidden"}),
+        ("select pg_catalog.pg_table_size(1) as c", {"forbidden"}),
+        ("select pg_catalog.pg_get_indexdef(1) as c", {"forbidden"}),
+        ("select pg_catalog.pg_get_expr(a, b) as c from pg_catalog.pg_attrdef", {"forbidden"}),
+        ("select 'pg_class'::regclass as c", {"forbidden"}),
+        ("select 'pg_class'::pg_catalog.regclass as c", {"forbidden"}),
+        ("with t as (delete from pg_catalog.x returning 1) select 1 from t", {"forbidden"}),
+        ("set work_mem = 1", {"forbidden"}),
+        ("select * from pg_catalog.pg_locks", {"star"}),
+        ("select l.* from pg_catalog.pg_locks as l", {"star"}),
+        ("select a * 2 as c, pg_catalog.count(*) as d from pg_catalog.pg_locks", set()),
+        ("select pg_catalog.pg_size_bytes('1 kB') as c -- pg_table_size(t) from t", set()),
+        ("select 'count(*) from t' as c /* select * from t */", set()),
+    ],
+)
+def test_the_rules_find_what_they_are_for(sql: str, broken: set[str]) -> None:
+    assert lint(sql) == broken
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.name)
+def test_each_supported_version_has_exactly_one_variant_or_none_and_no_metric(
+    query: Query,
+) -> None:
+    for major in SUPPORTED:
+        variants = [v for v in query.variants if v.since <= major < v.until]
+        metrics = [m for m in query.metrics if m.fits(major)]
+        assert (len(variants), bool(metrics)) in {(1, True), (0, False)}, major
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.name)
+def test_nothing_is_written_for_versions_that_are_not_supported(query: Query) -> None:
+    parts = [(part.since, part.until) for part in query.variants]
+    for since, until in (*parts, *((metric.since, metric.until) for metric in query.metrics)):
+        assert set(range(since, until)) & set(SUPPORTED)
+        assert since == 0 or since > SUPPORTED.start
+        assert until == 1000 or until < SUPPORTED.stop
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.name)
+def test_max_series_has_room_for_a_row_and_one_row_is_not_given_more(query: Query) -> None:
+    assert query.max_series >= len(query.metrics)
+    if not query.labels:
+        assert query.max_series == len(query.metrics)
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.name)
+def test_a_query_says_why_and_may_not_run_for_long(query: Query) -> None:
+    assert re.fullmatch(r"[A-Z].*[^ ]\.", query.why)
+    assert 0 < query.timeout <= 5
+
+
+def test_no_metric_stands_in_two_queries() -> None:
+    names = [metric.name for metric in METRICS]
+    assert len(names) == len(set(names))
+
+
+UNITS = {
+    "_timestamp_seconds": r"seconds since the epoch",
+    "_seconds": r"\bseconds?\b",
+    "_seconds_total": r"\bseconds?\b",
+    "_bytes": r"\bbytes?\b",
+    "_bytes_total": r"\bbytes?\b",
+    "_ratio": r"\b(ratio|share|fraction)\b",
+    "_xids": r"\btransactions?\b",
+    "_pages": r"\bpages?\b",
+    "_rows": r"\brows?\b",
+    "_files": r"\bfiles?\b",
+    "_info": r"\balways 1\b",
+}
+"""What a metric's help says, by how its name ends."""
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_a_name_is_of_prometheus_making(metric: Metric) -> None:
+    name = metric.name
+    assert re.fullmatch(r"pg_[a-z][a-z0-9]*(_[a-z0-9]+)*", name)
+    assert (metric.type == "counter") is name.endswith("_total")
+    # promtool's linter keeps these for histograms and summaries, and wants base units.
+    assert not name.endswith(("_count", "_sum", "_bucket"))
+    words = name.split("_")
+    short = {"s", "ms", "us", "ns", "sec", "b", "kb", "mb", "gb", "tb", "pb", "m", "h", "d"}
+    kinds = {"gauge", "counter", "histogram", "summary"}
+    other = {"milliseconds", "microseconds", "minutes", "hours", "days", "kilobytes", "percent"}
+    assert not (short | kinds | other) & set(words)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_help_says_what_the_name_promises(metric: Metric) -> None:
+    fitting = [wanted for end, wanted in UNITS.items() if metric.name.endswith(end)]
+    for wanted in fitting:
+        assert re.search(wanted, metric.help, re.I)
+    assert re.fullmatch(r"[A-Z0-9].*\.", metric.help)
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.name)
+def test_labels_are_in_snake_case_and_none_is_kept_for_others(query: Query) -> None:
+    for label in query.labels:
+        assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", label)
+    kept = {"le", "quantile", "job", "instance", "query", "reason", "target"}
+    assert kept.isdisjoint(query.labels)
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.name)
+def test_an_info_metric_is_a_constant_one(query: Query) -> None:
+    for metric in query.metrics:
+        if metric.name.endswith("_info"):
+            for variant in query.variants:
+                assert COLUMNS not in variant.text
+                assert re.search(rf"\b1 as {metric.column}\b", variant.text)
