@@ -16,7 +16,7 @@ from pgvigil.collect import Collector, Scrape, Tally
 from pgvigil.config import Target
 from pgvigil.errors import Down, QueryFailed
 from pgvigil.plan import Facts, Plan, Reason, Refusal, Statement
-from pgvigil.render import Family, Sheet
+from pgvigil.render import Family, Layout, Sheet, headers
 from pgvigil.session import Rows
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as openmetrics_families,
@@ -89,7 +89,7 @@ def text_of(sheet: Sheet) -> str:
 
 
 def test_rows_become_families_one_after_the_other() -> None:
-    sheet = Sheet(statement("pg_size_bytes", "pg_reads_total", labels=["datname"]), {})
+    sheet = Layout(statement("pg_size_bytes", "pg_reads_total", labels=["datname"]), {}).sheet()
     sheet.add(
         rows(
             Column("pg_reads_total", INT8, [b"1", b"9223372036854775807"]),
@@ -107,11 +107,11 @@ def test_rows_become_families_one_after_the_other() -> None:
         'pg_reads_total{datname="app"} 1\n'
         'pg_reads_total{datname="postgres"} 9223372036854775807\n'
     )
-    assert (sheet.rows, sheet.dropped()) == (2, Counter())
+    assert (sheet.rows, sheet.dropped) == (2, Counter())
 
 
 def test_openmetrics_names_a_counters_family_without_total() -> None:
-    sheet = Sheet(statement("pg_reads_total", "pg_size_bytes"), {})
+    sheet = Layout(statement("pg_reads_total", "pg_size_bytes"), {}).sheet()
     sheet.add(rows(Column("pg_reads_total", INT8, [b"1"]), Column("pg_size_bytes", INT8, [b"2"])))
     assert written(sheet.families, openmetrics=True) == (
         "# HELP pg_reads What it is.\n"
@@ -124,26 +124,26 @@ def test_openmetrics_names_a_counters_family_without_total() -> None:
 
 
 def test_help_is_escaped_as_each_format_wants_it() -> None:
-    family = Family("pg_a", "gauge", 'Say "a\\b"\nand c.', [b"\npg_a 1"])
+    family = Family(headers("pg_a", "gauge", 'Say "a\\b"\nand c.'), [b"\npg_a 1"])
     end = "\n# TYPE pg_a gauge\npg_a 1\n"
     assert written([family]) == '# HELP pg_a Say "a\\\\b"\\nand c.' + end
     assert written([family], openmetrics=True) == '# HELP pg_a Say \\"a\\\\b\\"\\nand c.' + end
 
 
 def test_a_family_without_samples_is_not_written() -> None:
-    sheet = Sheet(statement("pg_a", "pg_b"), {})
+    sheet = Layout(statement("pg_a", "pg_b"), {}).sheet()
     sheet.add(rows(Column("pg_a", INT8, [None]), Column("pg_b", INT8, [b"1"])))
     assert text_of(sheet) == "# HELP pg_b What it is.\n# TYPE pg_b gauge\npg_b 1\n"
 
 
 def test_a_result_without_rows_gives_nothing() -> None:
-    sheet = Sheet(statement("pg_a"), {})
+    sheet = Layout(statement("pg_a"), {}).sheet()
     sheet.add(rows(Column("pg_a", INT8, [])))
-    assert (text_of(sheet), sheet.rows, sheet.dropped()) == ("", 0, Counter())
+    assert (text_of(sheet), sheet.rows, sheet.dropped) == ("", 0, Counter())
 
 
 def test_labels_are_escaped_and_null_is_empty() -> None:
-    sheet = Sheet(statement("pg_a", labels=["x"]), {})
+    sheet = Layout(statement("pg_a", labels=["x"]), {}).sheet()
     values = [b'a"b', b"a\\b", b"a\nb", b"a%sb", "ä漢".encode(), b"a\xffb", None, b"{},= #"]
     sheet.add(rows(Column("x", TEXT, values), Column("pg_a", INT8, [b"1"] * len(values))))
     assert text_of(sheet).splitlines()[2:] == [
@@ -160,10 +160,10 @@ def test_labels_are_escaped_and_null_is_empty() -> None:
 
 def test_constant_labels_stand_first_and_give_way_to_columns() -> None:
     constant = {"team": 'a "b" %s\n', "datname": "constant"}
-    sheet = Sheet(statement("pg_a", labels=["datname"]), constant)
+    sheet = Layout(statement("pg_a", labels=["datname"]), constant).sheet()
     sheet.add(rows(Column("datname", TEXT, [b"app"]), Column("pg_a", INT8, [b"1"])))
     assert text_of(sheet).splitlines()[2:] == [r'pg_a{team="a \"b\" %s\n",datname="app"} 1']
-    sheet = Sheet(statement("pg_a"), constant)
+    sheet = Layout(statement("pg_a"), constant).sheet()
     sheet.add(rows(Column("pg_a", INT8, [b"1"])))
     lines = text_of(sheet).splitlines()[2:]
     assert lines == [r'pg_a{team="a \"b\" %s\n",datname="constant"} 1']
@@ -190,7 +190,7 @@ def test_constant_labels_stand_first_and_give_way_to_columns() -> None:
     ],
 )
 def test_a_value_is_spelled_as_prometheus_spells_it(oid: int, value: bytes, spelled: str) -> None:
-    sheet = Sheet(statement("pg_a"), {})
+    sheet = Layout(statement("pg_a"), {}).sheet()
     sheet.add(rows(Column("pg_a", oid, [value])))
     (line,) = text_of(sheet).splitlines()[2:]
     assert line == f"pg_a {spelled}"
@@ -198,15 +198,15 @@ def test_a_value_is_spelled_as_prometheus_spells_it(oid: int, value: bytes, spel
 
 @pytest.mark.parametrize("value", [b"16 kB", b"", b"0/16B3748", b"on", b"\xff"])
 def test_a_value_that_is_no_number_is_left_out_and_counted(value: bytes) -> None:
-    sheet = Sheet(statement("pg_a", labels=["x"]), {})
+    sheet = Layout(statement("pg_a", labels=["x"]), {}).sheet()
     sheet.add(rows(Column("x", TEXT, [b"1", b"2"]), Column("pg_a", TEXT, [value, b"7"])))
     assert text_of(sheet).splitlines()[2:] == ['pg_a{x="2"} 7']
-    assert sheet.dropped() == {"not_a_number": 1}
+    assert sheet.dropped == {"not_a_number": 1}
 
 
 @pytest.mark.parametrize("value", [b"-1", b"NaN", b"-Infinity"])
 def test_a_counter_that_cannot_be_one_is_left_out_and_counted(value: bytes) -> None:
-    sheet = Sheet(statement("pg_a_total", "pg_a", labels=["x"]), {})
+    sheet = Layout(statement("pg_a_total", "pg_a", labels=["x"]), {}).sheet()
     values = [value, b"1e-05", None, b"-0"]
     sheet.add(
         rows(
@@ -223,11 +223,11 @@ def test_a_counter_that_cannot_be_one_is_left_out_and_counted(value: bytes) -> N
         'pg_a{x="2"} 1e-05',
         'pg_a{x="4"} -0',
     ]
-    assert sheet.dropped() == {"not_a_count": 1}
+    assert sheet.dropped == {"not_a_count": 1}
 
 
 def test_of_duplicates_the_first_stays_and_the_others_are_counted() -> None:
-    sheet = Sheet(statement("pg_a", "pg_b", labels=["x"]), {})
+    sheet = Layout(statement("pg_a", "pg_b", labels=["x"]), {}).sheet()
     for values in ([b"1", b"2", b"3"], [b"4"]):
         labels = [b"same", b"same", b"other"][: len(values)]
         sheet.add(
@@ -243,18 +243,18 @@ def test_of_duplicates_the_first_stays_and_the_others_are_counted() -> None:
         'pg_b{x="same"} 1',
         'pg_b{x="other"} 3',
     ]
-    assert sheet.dropped() == {"duplicate": 4}
+    assert sheet.dropped == {"duplicate": 4}
 
 
 def test_a_second_row_without_labels_is_a_duplicate() -> None:
-    sheet = Sheet(statement("pg_a"), {})
+    sheet = Layout(statement("pg_a"), {}).sheet()
     sheet.add(rows(Column("pg_a", INT8, [b"1", b"2"])))
     assert text_of(sheet).splitlines()[2:] == ["pg_a 1"]
-    assert sheet.dropped() == {"duplicate": 1}
+    assert sheet.dropped == {"duplicate": 1}
 
 
 def test_rows_above_max_series_are_left_out_and_counted() -> None:
-    sheet = Sheet(statement("pg_a", "pg_b", labels=["x"], max_series=5), {})
+    sheet = Layout(statement("pg_a", "pg_b", labels=["x"], max_series=5), {}).sheet()
     for names in ([b"1"], [b"2", b"3"], [b"4"]):
         values = [b"7"] * len(names)
         sheet.add(
@@ -268,11 +268,11 @@ def test_rows_above_max_series_are_left_out_and_counted() -> None:
         'pg_b{x="1"} 7',
         'pg_b{x="2"} 7',
     ]
-    assert (sheet.rows, sheet.dropped()) == (2, {"max_series": 4})
+    assert (sheet.rows, sheet.dropped) == (2, {"max_series": 4})
 
 
 def test_a_declared_column_that_is_missing_fails_the_query_with_both_lists() -> None:
-    sheet = Sheet(statement("pg_a", "pg_b", labels=["x"]), {})
+    sheet = Layout(statement("pg_a", "pg_b", labels=["x"]), {}).sheet()
     with pytest.raises(QueryFailed) as failed:
         sheet.add(rows(Column("pg_a", INT8, [b"1"]), Column("other", INT8, [b"1"])))
     assert str(failed.value) == (
@@ -386,7 +386,8 @@ def test_whatever_rows_hold_the_page_parses_and_holds_the_same(
     given_rows: tuple[int, int, list[list[Row]]],
 ) -> None:
     gauge, count, parts = given_rows
-    sheet = Sheet(statement("pg_g", "pg_c_total", labels=["x", "y"], max_series=10), {"c": "1"})
+    layout = Layout(statement("pg_g", "pg_c_total", labels=["x", "y"], max_series=10), {"c": "1"})
+    sheet = layout.sheet()
     for part in parts:
         sheet.add(
             rows(
@@ -401,13 +402,13 @@ def test_whatever_rows_hold_the_page_parses_and_holds_the_same(
     for openmetrics in (False, True):
         page = b"".join(render.write(sheet.families, openmetrics=openmetrics)).decode()
         assert same(samples_in(page, names, openmetrics=openmetrics), samples)
-    assert +sheet.dropped() == dropped
+    assert +sheet.dropped == dropped
 
 
 def collector_of(labels: Mapping[str, str] | None = None, name: str = "main") -> Collector:
     constant = labels or {}
     target = Target(name, {"host": "db1"}, labels=constant)
-    return Collector(target, (), partial(Sheet, constant=constant))
+    return Collector(target, (), partial(Layout, constant=constant))
 
 
 DOWN_PAGE = """\
@@ -467,7 +468,7 @@ def test_the_page_of_a_server_that_is_down_says_why() -> None:
 def scraped() -> tuple[Collector, Scrape]:
     """A target whose last scrape went well but for one query, and refused another."""
     collector = collector_of({"team": "a"})
-    sheet = Sheet(statement("pg_a", labels=["x"]), collector.target.labels)
+    sheet = Layout(statement("pg_a", labels=["x"]), collector.target.labels).sheet()
     sheet.add(rows(Column("x", TEXT, [b"1"]), Column("pg_a", INT8, [b"7"])))
     refused = statement("pg_b").query
     collector.facts = Facts(160004, in_recovery=False, superuser=True)

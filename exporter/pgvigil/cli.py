@@ -5,11 +5,10 @@ import asyncio
 import gc
 import logging
 import os
-import re
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -81,10 +80,11 @@ def _serve(told: argparse.Namespace) -> int:
         _log.error("cannot listen", address=str(settings.listen), reason=error.strerror)
         return FAILURE
     collectors = [
-        Collector(target, queries, partial(render.Sheet, constant=target.labels))
+        Collector(target, queries, partial(render.Layout, constant=target.labels))
         for target in settings.targets
     ]
-    _log.info(
+    announce = partial(
+        _log.info,
         "pgvigil serves",
         version=__version__,
         address=str(settings.listen._replace(port=listener.getsockname()[1])),
@@ -93,16 +93,19 @@ def _serve(told: argparse.Namespace) -> int:
     )
     # What is loaded now stays for good: collections need not look at it again.
     gc.freeze()
-    asyncio.run(_serving(collectors, listener))
+    asyncio.run(_serving(collectors, listener, announce))
     _log.info("pgvigil ends")
     return 0
 
 
-async def _serving(collectors: Sequence[Collector], listener: socket.socket) -> None:
+async def _serving(
+    collectors: Sequence[Collector], listener: socket.socket, announce: Callable[[], object]
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    announce()  # not before: who reads it may end us at once
 
     async def stopped() -> None:
         await stop.wait()
@@ -171,6 +174,7 @@ def _print_plan(target: Target, facts: Facts, plan: Plan, sql: bool) -> None:
         print(f"-- {refusal.query.name}: {refusal.reason}: {refusal.detail}")
 
 
+DEFAULT_ROLE = "pgvigil"
 GRANTS = """\
 -- A role for pgvigil: it sees all statistics, and no rows of anybody's tables.
 -- Run this as a superuser, then set its password in psql: \\password {role}
@@ -189,12 +193,10 @@ ALTER ROLE {role} SET idle_in_transaction_session_timeout = '5s';
 
 
 def _grants(told: argparse.Namespace) -> int:
-    plain = re.fullmatch(r"[a-z_][a-z0-9_]*", told.role)
+    # Any other name may be a key word, such as user.
+    plain = told.role == DEFAULT_ROLE
     role = told.role if plain else '"' + told.role.replace('"', '""') + '"'
-    print(
-        GRANTS.format(role=told.role if told.role.isidentifier() and told.role.islower() else role),
-        end="",
-    )
+    print(GRANTS.format(role=role), end="")
     return 0
 
 
@@ -290,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--no-sql", dest="sql", action="store_false", help="leave out the statements"
             )
         if name == "grants":
-            made.add_argument("--role", default="pgvigil", help="its name (default pgvigil)")
+            made.add_argument("--role", default=DEFAULT_ROLE, help="its name (default %(default)s)")
 
     command("serve", _serve, "Serve the metrics of one or more servers.", common)
     command("check", _check, "Check configuration and catalogue, without any server.", common)

@@ -33,12 +33,18 @@ class Sheet(Protocol):
     """What the rows of one run of one statement are written on."""
 
     rows: int
+    dropped: Counter[str]
+    """The samples that were left out, by reason."""
 
     def add(self, rows: Rows) -> None:
         """Take some rows; raises QueryFailed when they are not what the catalogue declares."""
 
-    def dropped(self) -> Counter[str]:
-        """The samples that were left out, by reason."""
+
+class Layout(Protocol):
+    """Gives the sheets for the runs of one statement."""
+
+    def sheet(self) -> Sheet:
+        """A sheet for one run."""
 
 
 @dataclass(slots=True)
@@ -72,11 +78,11 @@ class Scrape:
 class Collector:
     """The fresh lane of one target: its connection, its plan and what became of each query.
 
-    `make_sheet` gives what a statement's rows are written on.
+    `make_layout` says how a statement's rows are written down.
     """
 
     def __init__(
-        self, target: Target, queries: Sequence[Query], make_sheet: Callable[[Statement], Sheet]
+        self, target: Target, queries: Sequence[Query], make_layout: Callable[[Statement], Layout]
     ) -> None:
         self.target = target
         self.facts: Facts | None = None
@@ -97,7 +103,8 @@ class Collector:
         """What the last connection cost."""
         self._queries = queries
         self._wanted = wanted(queries)
-        self._make_sheet = make_sheet
+        self._make_layout = make_layout
+        self._layouts: dict[str, Layout] = {}
         self._session: Session | None = None
         self._lifetime = 0.0
         self._running: tuple[asyncio.Task[None], Scrape] | None = None
@@ -199,6 +206,7 @@ class Collector:
             )
         self.facts, self.facts_at = facts, time.time()
         self.plan = make_plan(self._queries, facts)
+        self._layouts = {s.query.name: self._make_layout(s) for s in self.plan.statements}
         self.quiet.clear()
 
     def _reception(self, scrape: Scrape) -> "_Reception":
@@ -206,13 +214,15 @@ class Collector:
         now = time.monotonic()
         self.quiet = {name: rest for name, rest in self.quiet.items() if rest[0] > now}
         chosen = [s for s in self.plan.statements if s.query.name not in self.quiet]
-        return _Reception(self, scrape, chosen, [self._make_sheet(s) for s in chosen])
+        sheets = [self._layouts[statement.query.name].sheet() for statement in chosen]
+        return _Reception(self, scrape, chosen, sheets)
 
     def settle(self, query: Query, sheet: Sheet, failure: QueryFailed | None, took: float) -> None:
         """Book what one run of one query came to."""
         tally = self.tallies.setdefault(query.name, Tally())
         tally.seconds += took
-        tally.dropped += sheet.dropped()
+        if sheet.dropped:
+            tally.dropped += sheet.dropped
         if failure is None:
             tally.rows, tally.succeeded, tally.last_success = sheet.rows, True, time.time()
             return

@@ -1,10 +1,11 @@
 """Write rows and states as exposition text, straight from the server's own spelling of values."""
 
 import platform
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -36,27 +37,77 @@ PlatformCollector(registry=_registry)
 GCCollector(registry=_registry)
 
 
+class Headers(NamedTuple):
+    """What stands above the samples of a metric, in each format."""
+
+    text: bytes
+    openmetrics: bytes
+
+
+@cache
+def headers(name: str, kind: str, about: str) -> Headers:
+    """The HELP and TYPE lines of a metric; `kind` is gauge or counter."""
+    about = about.replace("\\", r"\\").replace("\n", r"\n")
+    family = name.removesuffix("_total") if kind == "counter" else name
+    quoted = about.replace('"', r"\"")
+    return Headers(
+        f"# HELP {name} {about}\n# TYPE {name} {kind}".encode(),
+        f"# HELP {family} {quoted}\n# TYPE {family} {kind}".encode(),
+    )
+
+
 @dataclass(slots=True)
 class Family:
     """One metric with all its samples, as bytes that both formats share."""
 
-    name: str
-    type: str
-    help: str
+    headers: Headers
     chunks: list[bytes] = field(default_factory=list)
     """Samples, each with a line break before it and none after."""
 
     def write(self, *, openmetrics: bool) -> Iterator[bytes]:
         """The family in one of the two formats; nothing when it has no sample."""
-        if not self.chunks:
-            return
-        name, text = self.name, self.help.replace("\\", r"\\").replace("\n", r"\n")
-        if openmetrics:
-            name = name.removesuffix("_total") if self.type == "counter" else name
-            text = text.replace('"', r"\"")
-        yield f"# HELP {name} {text}\n# TYPE {name} {self.type}".encode()
-        yield from self.chunks
-        yield b"\n"
+        if self.chunks:
+            yield self.headers.openmetrics if openmetrics else self.headers.text
+            yield from self.chunks
+            yield b"\n"
+
+
+class Layout:
+    """How a statement's rows become samples: all that is the same in each of its runs."""
+
+    def __init__(self, statement: Statement, constant: Mapping[str, str]) -> None:
+        """`constant` labels stand on every sample."""
+        self.max_rows = statement.max_rows
+        self.labels = statement.query.labels
+        self.columns = [metric.column for metric in statement.metrics]
+        self.counters = [metric.type == "counter" for metric in statement.metrics]
+        self.headers = [headers(m.name, m.type, m.help) for m in statement.metrics]
+        self.prefixes = [f"\n{metric.name}".encode() for metric in statement.metrics]
+        self.template = _template(constant, self.labels)
+        self._names: list[bytes | None] = []
+        self._found: tuple[list[int], list[tuple[int, int]]] = [], []
+
+    def sheet(self) -> "Sheet":
+        """A sheet for one run."""
+        return Sheet(self)
+
+    def find(self, rows: Rows) -> tuple[list[int], list[tuple[int, int]]]:
+        """Where the labels stand, and where the values, with their types' OIDs.
+
+        Raises QueryFailed when a declared column is not among the result's.
+        """
+        names = [rows.fname(column) for column in range(rows.nfields)]
+        if names != self._names:
+            at = {(name or b"").decode(): column for column, name in enumerate(names)}
+            missing = [name for name in (*self.labels, *self.columns) if name not in at]
+            if missing:
+                raise QueryFailed(
+                    "wrong_columns",
+                    f"declared but not in the result: {', '.join(missing)}; it has {', '.join(at)}",
+                )
+            values = [(at[name], rows.ftype(at[name])) for name in self.columns]
+            self._names, self._found = names, ([at[name] for name in self.labels], values)
+        return self._found
 
 
 class Sheet:
@@ -66,57 +117,43 @@ class Sheet:
     says that PostgreSQL's spelling is Prometheus' own; `constant` labels stand on every sample.
     """
 
-    def __init__(self, statement: Statement, constant: Mapping[str, str]) -> None:
+    def __init__(self, layout: Layout) -> None:
         self.rows = 0
-        self.families = [Family(m.name, m.type, m.help) for m in statement.metrics]
-        self._statement = statement
-        self._dropped: Counter[str] = Counter()
-        self._labels: list[int] = []
-        self._values: list[tuple[int, int]] = []
-        self._template = _template(constant, statement.query.labels)
-        self._prefixes = [f"\n{m.name}".encode() for m in statement.metrics]
-        self._seen: set[bytes] = set()
-
-    def dropped(self) -> Counter[str]:
+        self.families = [Family(of) for of in layout.headers]
+        self.dropped: Counter[str] = Counter()
         """The samples that were left out, by reason."""
-        return self._dropped
+        self._layout = layout
+        self._seen: set[bytes] = set()
 
     def add(self, rows: Rows) -> None:
         """Write some rows; raises QueryFailed when a declared column is not among theirs."""
-        if not self._values:
-            self._find_columns(rows)
-        count = min(rows.ntuples, self._statement.max_rows - self.rows)
+        layout = self._layout
+        labels, columns = layout.find(rows)
+        count = min(rows.ntuples, layout.max_rows - self.rows)
         if count < rows.ntuples:
-            self._dropped["max_series"] += (rows.ntuples - count) * len(self.families)
+            self.dropped["max_series"] += (rows.ntuples - count) * len(self.families)
         if count <= 0:
             return
         self.rows += count
-        value, span = rows.get_value, range(count)
-        columns = [_label_values([value(row, column) for row in span]) for column in self._labels]
-        template = self._template
+        value, span, template = rows.get_value, range(count), layout.template
+        texts = [_label_values([value(row, column) for row in span]) for column in labels]
         blocks = (
-            list(map(template.__mod__, zip(*columns, strict=True)))
-            if columns
+            list(map(template.__mod__, zip(*texts, strict=True)))
+            if texts
             else [template % ()] * count
         )
         keep = self._first_of_each(blocks)
-        for family, prefix, (column, oid) in zip(
-            self.families, self._prefixes, self._values, strict=True
+        for family, prefix, counts, (column, oid) in zip(
+            self.families, layout.prefixes, layout.counters, columns, strict=True
         ):
             values = [value(row, column) for row in span]
-            self._write(family, prefix, blocks, values, oid, keep)
-
-    def _find_columns(self, rows: Rows) -> None:
-        at = {(rows.fname(column) or b"").decode(): column for column in range(rows.nfields)}
-        declared = [*self._statement.query.labels, *(m.column for m in self._statement.metrics)]
-        if missing := [name for name in declared if name not in at]:
-            raise QueryFailed(
-                "wrong_columns",
-                f"declared but not in the result: {', '.join(missing)}; it has {', '.join(at)}",
-            )
-        self._labels = [at[name] for name in self._statement.query.labels]
-        columns = (at[metric.column] for metric in self._statement.metrics)
-        self._values = [(column, rows.ftype(column)) for column in columns]
+            if keep is not None:
+                values = [values[row] for row in keep]
+            values = self._spelled(values, oid)
+            if counts:
+                values = self._counts(values)
+            here = blocks if keep is None else [blocks[row] for row in keep]
+            _write(family, prefix, here, values)
 
     def _first_of_each(self, blocks: list[bytes]) -> list[int] | None:
         """The rows whose labels were not there before; None when that is all of them."""
@@ -129,32 +166,8 @@ class Sheet:
             if block not in self._seen:
                 self._seen.add(block)
                 keep.append(row)
-        self._dropped["duplicate"] += (len(blocks) - len(keep)) * len(self.families)
+        self.dropped["duplicate"] += (len(blocks) - len(keep)) * len(self.families)
         return keep
-
-    def _write(
-        self,
-        family: Family,
-        prefix: bytes,
-        blocks: list[bytes],
-        raw: list[bytes | None],
-        oid: int,
-        keep: list[int] | None,
-    ) -> None:
-        if keep is not None:
-            blocks, raw = [blocks[row] for row in keep], [raw[row] for row in keep]
-        values = self._spelled(raw, oid)
-        if family.type == "counter":
-            values = self._counts(values)
-        if None in values:
-            pairs = [pair for pair in zip(blocks, values, strict=True) if pair[1] is not None]
-            if not pairs:
-                return
-            blocks, values = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        parts: list[bytes] = [prefix] * (3 * len(values))
-        parts[1::3] = blocks
-        parts[2::3] = values  # type: ignore[assignment]  # None was sorted out above
-        family.chunks.append(b"".join(parts))
 
     def _spelled(self, raw: list[bytes | None], oid: int) -> list[bytes | None]:
         """The values as Prometheus spells them; None where there is no sample."""
@@ -177,7 +190,7 @@ class Sheet:
             return values
         kept = [v if v is None or float(v) >= 0 else None for v in values]
         if lost := kept.count(None) - values.count(None):
-            self._dropped["not_a_count"] += lost
+            self.dropped["not_a_count"] += lost
         return kept
 
     def _parsed(self, value: bytes | None) -> bytes | None:
@@ -186,8 +199,21 @@ class Sheet:
         try:
             return _number(float(value)).encode()
         except ValueError:
-            self._dropped["not_a_number"] += 1
+            self.dropped["not_a_number"] += 1
             return None
+
+
+def _write(family: Family, prefix: bytes, blocks: list[bytes], values: list[bytes | None]) -> None:
+    """Add samples to a family, but those without a value."""
+    if None in values:
+        pairs = [pair for pair in zip(blocks, values, strict=True) if pair[1] is not None]
+        if not pairs:
+            return
+        blocks, values = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    parts: list[bytes] = [prefix] * (3 * len(values))
+    parts[1::3] = blocks
+    parts[2::3] = values  # type: ignore[assignment]  # None was sorted out above
+    family.chunks.append(b"".join(parts))
 
 
 def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
@@ -359,11 +385,18 @@ def _about_queries(collector: Collector) -> Iterator[Family]:
 def _family(
     name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]
 ) -> Family:
+    prefix = b"\n" + name.encode()
     lines = [
-        b"\n%b%b%b" % (name.encode(), _template(labels, ()) % (), _number(float(value)).encode())
+        prefix + _block(tuple(labels.items())) + _number(value).encode()
         for labels, value in samples
     ]
-    return Family(name, kind, text, [b"".join(lines)] if lines else [])
+    return Family(headers(name, kind, text), [b"".join(lines)] if lines else [])
+
+
+@lru_cache(maxsize=16384)
+def _block(labels: tuple[tuple[str, str], ...]) -> bytes:
+    """The label block of one of our own samples; the same come again with each scrape."""
+    return _template(dict(labels), ()) % ()
 
 
 def _template(constant: Mapping[str, str], names: Sequence[str]) -> bytes:
@@ -399,6 +432,11 @@ def _escaped(value: bytes) -> bytes:
 
 
 def _number(value: float) -> str:
-    """A float as both formats take it."""
-    text = re.sub(r"\.0$", "", repr(value))
-    return {"inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}.get(text, text)
+    """A number as both formats take it."""
+    text = repr(float(value))
+    if text.endswith(".0"):
+        return text[:-2]
+    return _NOT_FINITE.get(text, text)
+
+
+_NOT_FINITE = {"inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}

@@ -208,7 +208,9 @@ def _metrics_answer(families: Iterable[render.Family], request: _Request) -> Ans
 
 async def _send(answer: Answer, request: _Request, send: Send, *, body: bool) -> None:
     compressed = request.gzip and answer.media.startswith(("text/", "application/openmetrics"))
-    slices = _slices(_gzipped(answer.body) if compressed else answer.body)
+    slices = _slices(answer.body)
+    if compressed:
+        slices = _gzipped(slices)
     first, second = next(slices, b""), next(slices, None)
     headers = [(b"content-type", answer.media.encode()), (b"vary", b"accept, accept-encoding")]
     if answer.status == 405:
@@ -235,13 +237,12 @@ def _slices(chunks: Iterable[bytes]) -> Iterator[bytes]:
     held: list[bytes] = []
     size = 0
     for chunk in chunks:
-        for start in range(0, len(chunk), SLICE):
-            part = chunk[start : start + SLICE]
-            held.append(part)
-            size += len(part)
-            if size >= SLICE:
-                yield b"".join(held)
-                held, size = [], 0
+        held.append(chunk)
+        size += len(chunk)
+        if size >= SLICE:
+            joined = b"".join(held)
+            yield from (joined[start : start + SLICE] for start in range(0, size, SLICE))
+            held, size = [], 0
     if held:
         yield b"".join(held)
 

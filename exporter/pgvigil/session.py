@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import psycopg
@@ -19,6 +20,12 @@ from psycopg import conninfo, errors, generators, pq, waiting
 from pgvigil.config import Target
 from pgvigil.errors import DOWN_BY_SQLSTATE, Down, QueryFailed, Unreachable
 from pgvigil.plan import Extension, Facts, Wanted
+
+if pq.version() < 170000:
+    raise ImportError(
+        f"pgvigil needs libpq 17 or newer, and psycopg has loaded {pq.version() // 10000}; "
+        "its binary package brings one: pip install 'psycopg[binary]'"
+    )
 
 Rows = pq.abc.PGresult
 """Some rows of a result, at most CHUNK of them, as libpq holds them: text, by position."""
@@ -226,6 +233,7 @@ class Session:
             clock = time.perf_counter()
             for position, parts in enumerate(segments, -1):
                 failure: QueryFailed | None = None
+                handed = False
                 for part in parts:
                     # libpq refuses the mode for a command that an error before it has skipped.
                     if part.rows and not failure:
@@ -235,7 +243,10 @@ class Session:
                         if failure or not part.rows or result.status not in _TUPLES:
                             continue
                         if position >= 0:
-                            answers.rows(position, result)
+                            # Chunks are followed by an empty result, which then says nothing new.
+                            if result.ntuples or not handed:
+                                answers.rows(position, result)
+                                handed = True
                             if result.ntuples == CHUNK:
                                 await asyncio.sleep(0)
                         elif result.ntuples:
@@ -276,7 +287,9 @@ class Session:
                 parts.append(_Part(rows=False, prepares=text))
             pgconn.send_query_prepared(name.encode(), values)
         parts.append(_Part(rows=True))
-        pgconn.pipeline_sync()
+        # psycopg's pipeline_sync would write to the socket each time: 40 packets instead of one.
+        if not _libpq(pgconn).PQsendPipelineSync(_pointer(pgconn)):
+            raise psycopg.OperationalError(pgconn.get_error_message())
         return parts
 
     def _learn(self, raw: list[bytes], failure: QueryFailed | None) -> None:
@@ -466,12 +479,26 @@ def _set(ready: "asyncio.Future[None]") -> None:
         ready.set_result(None)
 
 
+@cache
+def _library(module: str) -> ctypes.CDLL:
+    return ctypes.CDLL(sys.modules[module].__file__)
+
+
+def _libpq(pgconn: pq.abc.PGconn) -> ctypes.CDLL:
+    """The library itself, for the two calls that psycopg does not wrap.
+
+    The extension module that psycopg has loaded leads to the very libpq it is linked with.
+    """
+    return _library(type(pgconn).__module__)
+
+
+def _pointer(pgconn: pq.abc.PGconn) -> ctypes.c_void_p:
+    return ctypes.c_void_p(pgconn.pgconn_ptr)  # type: ignore[attr-defined]
+
+
 def _verbosity(pgconn: pq.abc.PGconn, level: int) -> None:
-    """Say how much of an error libpq puts into a message; psycopg does not wrap this call."""
-    # The extension module that psycopg has loaded leads to the very libpq it is linked with.
-    module = sys.modules[type(pgconn).__module__].__file__
-    pointer = ctypes.c_void_p(pgconn.pgconn_ptr)  # type: ignore[attr-defined]
-    ctypes.CDLL(module).PQsetErrorVerbosity(pointer, level)
+    """Say how much of an error libpq puts into a message."""
+    _libpq(pgconn).PQsetErrorVerbosity(_pointer(pgconn), level)
 
 
 async def _cancel(request: pq.abc.PGcancelConn) -> None:
