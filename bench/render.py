@@ -156,7 +156,7 @@ def _statement() -> Statement:
 
 
 def _ours(chunks: Iterable[Rows]) -> bytes:
-    sheet = render.Sheet(_statement(), {})
+    sheet = render.Layout(_statement(), {}).sheet()
     for chunk in chunks:
         sheet.add(chunk)
     return b"".join(piece for f in sheet.families for piece in f.write(openmetrics=False))

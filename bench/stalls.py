@@ -69,7 +69,7 @@ def longest_gaps(line: str, extra: Path, scrapes: int) -> Gaps:
 async def _longest_gaps(line: str, extra: Path, scrapes: int) -> Gaps:
     connection = {key: str(value) for key, value in conninfo.conninfo_to_dict(line).items()}
     target = config.Target("bench", connection)
-    collector = Collector(target, catalogue.load([extra]), partial(render.Sheet, constant={}))
+    collector = Collector(target, catalogue.load([extra]), partial(render.Layout, constant={}))
     port = free_port()
     listener = serve.listen(config.Address("127.0.0.1", port))
     stop = asyncio.Event()

@@ -61,7 +61,7 @@ def test_prometheus_scrapes_for_a_minute_and_gives_back_what_sql_says(
     server = fresh_server(17, autovacuum="off")
     server.execute("create database still connection limit 9")
     server.execute("select pg_stat_reset(); create table t as select 1", database="still")
-    jobs = [{"job_name": "gzip"}]
+    jobs: list[dict[str, object]] = [{"job_name": "gzip"}]
     if program.version >= (3,):
         text, openmetrics = "PrometheusText0.0.4", "OpenMetricsText1.0.0"
         jobs = [
@@ -97,7 +97,7 @@ def test_prometheus_scrapes_for_a_minute_and_gives_back_what_sql_says(
             assert min(v for _, v in samples) > 300
 
             for expression, query in SAME.items():
-                (expected,) = server.execute(query)[0]  # type: ignore[arg-type]
+                (expected,) = server.execute(query)[0]
                 values = [value for _, value in watcher.query(expression)]
                 assert values == [pytest.approx(float(expected))] * len(jobs), expression
 
