@@ -280,6 +280,20 @@ def test_a_declared_column_that_is_missing_fails_the_query_with_both_lists() -> 
     )
 
 
+def test_columns_that_change_their_type_or_place_between_runs_are_found_anew() -> None:
+    layout = Layout(statement("pg_a", labels=["x"]), {})
+    label = Column("x", TEXT, [b"7"])
+    for value, text in (
+        (Column("pg_a", INT8, [b"1"]), "1"),
+        (Column("pg_a", TEXT, [b"1.50"]), "1.5"),
+        (Column("pg_a", BOOL, [b"t"]), "1"),
+    ):
+        for columns in ((label, value), (value, label)):
+            sheet = layout.sheet()
+            sheet.add(rows(*columns))
+            assert text_of(sheet).splitlines()[2:] == [f'pg_a{{x="7"}} {text}']
+
+
 LABEL = (
     st.none()
     | st.binary(max_size=6)

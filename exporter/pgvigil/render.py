@@ -84,7 +84,7 @@ class Layout:
         self.headers = [headers(m.name, m.type, m.help) for m in statement.metrics]
         self.prefixes = [f"\n{metric.name}".encode() for metric in statement.metrics]
         self.template = _template(constant, self.labels)
-        self._names: list[bytes | None] = []
+        self._columns: list[tuple[bytes | None, int]] = []
         self._found: tuple[list[int], list[tuple[int, int]]] = [], []
 
     def sheet(self) -> "Sheet":
@@ -96,17 +96,17 @@ class Layout:
 
         Raises QueryFailed when a declared column is not among the result's.
         """
-        names = [rows.fname(column) for column in range(rows.nfields)]
-        if names != self._names:
-            at = {(name or b"").decode(): column for column, name in enumerate(names)}
+        columns = [(rows.fname(column), rows.ftype(column)) for column in range(rows.nfields)]
+        if columns != self._columns:
+            at = {(name or b"").decode(): column for column, (name, _) in enumerate(columns)}
             missing = [name for name in (*self.labels, *self.columns) if name not in at]
             if missing:
                 raise QueryFailed(
                     "wrong_columns",
                     f"declared but not in the result: {', '.join(missing)}; it has {', '.join(at)}",
                 )
-            values = [(at[name], rows.ftype(at[name])) for name in self.columns]
-            self._names, self._found = names, ([at[name] for name in self.labels], values)
+            values = [(at[name], columns[at[name]][1]) for name in self.columns]
+            self._columns, self._found = columns, ([at[name] for name in self.labels], values)
         return self._found
 
 
