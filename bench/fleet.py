@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
@@ -15,8 +16,9 @@ import yaml
 
 from bench import exporters
 from bench.exporters import Client, Exporter
+from bench.peer import Peer
 from bench.processes import memory, processor_seconds
-from bench.report import Report, Table, Target, ratio
+from bench.report import Report, Table, Target, Value, ratio
 from bench.run import Run
 from bench.servers import ROLE, dsn
 from lab.postgres import Server
@@ -52,65 +54,87 @@ class _Steady:
     processor: float = 0.0
     seconds: float = 0.0
 
+    @property
+    def cost(self) -> float:
+        """The exporter's processor seconds per scrape."""
+        return self.processor / len(self.latency)
+
 
 def measure(run: Run) -> Report:
     """Scrape 200 targets every 5 s, each over its own connection to one server under load."""
     server = run.servers.busy
-    table = Table(f"a fleet, each target every {_CADENCE_SECONDS:g} s", _COLUMNS)
-    cycles = 2 if run.quick else 5
-    costs: list[float] = []
-    with _load(server), tempfile.TemporaryDirectory() as folder:
-        with _ours(server, Path(folder)) as (exporter, paths):
-            costs.append(_row(table, exporter, paths, cycles))
+    cycles = 1 if run.quick else 3
+    fleets: list[_Fleet] = []
+    with ExitStack() as stack:
+        stack.enter_context(_load(server))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        fleets.append(stack.enter_context(_ours(server, folder)))
         if run.peer:
-            with _theirs(run, server, Path(folder)) as (exporter, paths):
-                costs.append(_row(table, exporter, paths, 2))
+            fleets.append(stack.enter_context(_theirs(run.peer, server, folder)))
+        for fleet in fleets:
+            fleet.cycle()  # connects and prepares
+            fleet.steady = _Steady()
+        for _ in range(cycles):
+            for fleet in fleets:
+                fleet.cycle()
+        table = Table(
+            f"a fleet, each target every {_CADENCE_SECONDS:g} s",
+            _COLUMNS,
+            [fleet.row() for fleet in fleets],
+        )
+    costs = [fleet.steady.cost for fleet in fleets]
     claim = "exporter CPU per target-scrape beside postgres_exporter's /probe"
     return Report(
         "fleet",
         [
             "All targets are one server under some load; pgvigil holds a connection to each, "
-            "postgres_exporter opens new ones for each probe. Default catalogues."
+            "postgres_exporter opens new ones for each probe. Default catalogues, by turns."
         ],
         [table],
         [Target(claim, 0.5, ratio(costs[0], costs[1]) if run.peer else None)],
     )
 
 
-def _row(table: Table, exporter: Exporter, paths: Sequence[str], cycles: int) -> float:
-    idle = memory(exporter.pid).resident
-    _scrape_steadily(exporter, paths, 1)  # connects, prepares
-    steady = _scrape_steadily(exporter, paths, cycles)
-    if steady.failures:
-        failures = f"{len(steady.failures)} scrapes failed, such as {steady.failures[0]}"
-        raise RuntimeError(f"{exporter.name}: {failures}")
-    now = memory(exporter.pid).resident
-    cost = steady.processor / len(steady.latency) * 1000
-    table.rows.append(
-        (
-            exporter.name,
-            len(paths),
+class _Fleet:
+    """An exporter with the pages of its targets."""
+
+    def __init__(self, exporter: Exporter, paths: Sequence[str]) -> None:
+        self.steady = _Steady()
+        self._exporter = exporter
+        self._paths = paths
+        self._idle = memory(exporter.pid).resident
+
+    def cycle(self) -> None:
+        """Scrape each target once, at its own moment, as Prometheus spreads them."""
+        _scrape_steadily(self._exporter, self._paths, self.steady)
+        if self.steady.failures:
+            failures = f"{len(self.steady.failures)} scrapes failed: {self.steady.failures[0]}"
+            raise RuntimeError(f"{self._exporter.name}: {failures}")
+
+    def row(self) -> tuple[Value, ...]:
+        """What the table shows."""
+        steady, now = self.steady, memory(self._exporter.pid).resident
+        return (
+            self._exporter.name,
+            len(self._paths),
             len(steady.latency),
-            cost,
+            steady.cost * 1000,
             steady.processor / steady.seconds * 100,
             median(steady.latency) * 1000,
             quantiles(steady.latency, n=100)[98] * 1000,
             quantiles(steady.late, n=100)[98] * 1000,
-            idle / 1e6,
+            self._idle / 1e6,
             now / 1e6,
-            (now - idle) / len(paths) / 1000,
+            (now - self._idle) / len(self._paths) / 1000,
         )
-    )
-    return cost
 
 
-def _scrape_steadily(exporter: Exporter, paths: Sequence[str], cycles: int) -> _Steady:
-    """Scrape each path once in every cycle, at its own moment, as Prometheus spreads them."""
-    found, lock = _Steady(), threading.Lock()
+def _scrape_steadily(exporter: Exporter, paths: Sequence[str], found: _Steady) -> None:
+    lock = threading.Lock()
     pause = _CADENCE_SECONDS / len(paths)
     begun = time.perf_counter()
     used = processor_seconds(exporter.pid)
-    jobs = iter([(begun + n * pause, path) for n, path in enumerate(list(paths) * cycles)])
+    jobs = iter([(begun + n * pause, path) for n, path in enumerate(paths)])
 
     def work() -> None:
         client = Client(exporter.port)
@@ -134,30 +158,28 @@ def _scrape_steadily(exporter: Exporter, paths: Sequence[str], cycles: int) -> _
         worker.start()
     for worker in workers:
         worker.join()
-    found.processor = processor_seconds(exporter.pid) - used
-    found.seconds = time.perf_counter() - begun
-    return found
+    found.processor += processor_seconds(exporter.pid) - used
+    found.seconds += time.perf_counter() - begun
 
 
 @contextlib.contextmanager
-def _ours(server: Server, folder: Path) -> Iterator[tuple[Exporter, list[str]]]:
+def _ours(server: Server, folder: Path) -> Iterator[_Fleet]:
     names = [f"target-{number:03}" for number in range(_TARGETS)]
     path = folder / "pgvigil.yml"
     path.write_text(yaml.safe_dump({"targets": {name: {"dsn": dsn(server)} for name in names}}))
     with exporters.pgvigil(None, f"--config={path}") as exporter:
-        yield exporter, [f"/probe?target={name}" for name in names]
+        yield _Fleet(exporter, [f"/probe?target={name}" for name in names])
 
 
 @contextlib.contextmanager
-def _theirs(run: Run, server: Server, folder: Path) -> Iterator[tuple[Exporter, list[str]]]:
-    assert run.peer
+def _theirs(peer: Peer, server: Server, folder: Path) -> Iterator[_Fleet]:
     path = folder / "postgres_exporter.yml"
     login = {"username": ROLE, "password": "unused"}
     module = {"type": "userpass", "userpass": login, "options": {"sslmode": "disable"}}
     path.write_text(yaml.safe_dump({"auth_modules": {"bench": module}}))
-    with exporters.postgres_exporter(run.peer, dsn(server), f"--config.file={path}") as exporter:
+    with exporters.postgres_exporter(peer, dsn(server), f"--config.file={path}") as exporter:
         probe = f"/probe?auth_module=bench&target=127.0.0.1:{server.port}/postgres"
-        yield exporter, [f"{probe}&number={number}" for number in range(_PEER_TARGETS)]
+        yield _Fleet(exporter, [f"{probe}&number={n}" for n in range(_PEER_TARGETS)])
 
 
 @contextlib.contextmanager
