@@ -33,13 +33,16 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding
 h1{font-size:1.5rem;margin:0}h2{font-size:1.15rem;margin:0}
 section{border:1px solid var(--line);border-radius:8px;padding:1rem 1.25rem;margin:1rem 0}
 .up,.down{color:#fff;border-radius:4px;padding:.1rem .5rem;font-size:.85rem;margin-left:.5rem}
-.up{background:var(--good)}.down{background:var(--bad)}.unknown{color:var(--dim)}
+.up{background:var(--good)}
+.down{background:var(--bad)}
+.unknown{color:var(--dim);font-weight:normal;margin-left:.5rem}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:.75rem 0}
 dt{color:var(--dim)}dd{margin:0}
 table{border-collapse:collapse;width:100%;font-size:.9rem;margin-top:.5rem}
 td,th{text-align:left;padding:.2rem .75rem .2rem 0;border-bottom:1px solid var(--line);
 vertical-align:top}
-td.number,th.number{text-align:right}summary{cursor:pointer}.failing td{color:var(--bad)}
+td.number,th.number{text-align:right;white-space:nowrap}
+summary{cursor:pointer}.failing td{color:var(--bad)}
 """
 
 
@@ -97,7 +100,8 @@ def _running(collector: Collector) -> str:
         tally = collector.tallies.get(name)
         if name in collector.quiet or tally is None:
             continue
-        result = f"{tally.rows} rows" if tally.succeeded else f"fails: {_worst(tally.failures)}"
+        counted = f"{tally.rows} row{'' if tally.rows == 1 else 's'}"
+        result = counted if tally.succeeded else f"fails: {_worst(tally.failures)}"
         lines.append(
             f"<tr{'' if tally.succeeded else ' class=failing'}><td>{name}</td>"
             f"<td>{escape(statement.query.why)}</td><td class=number>{result}</td></tr>"

@@ -1,0 +1,106 @@
+"""Runs the commands as people do, against real servers."""
+
+import contextlib
+import http.client
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from lab.cluster import BARE, PGVIGIL, Cluster
+from lab.exporter import Exporter
+from lab.postgres import Server
+
+Start = Callable[..., Server]
+
+
+def pgvigil(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "DATA_SOURCE"))}
+    return subprocess.run(
+        [sys.executable, "-m", "pgvigil", *arguments],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_printed_grants_make_a_role_that_is_enough_on_every_version(cluster: Cluster) -> None:
+    server = cluster.primary
+    printed = pgvigil("grants", "--role", "fresh Role").stdout
+    server.execute(printed)
+    server.execute("""alter role "fresh Role" password 'secret'""")
+    try:
+        limit = server.execute("select rolconnlimit from pg_roles where rolname = 'fresh Role'")
+        assert limit == [(5,)]
+        dsn = server.conninfo(user="fresh Role", password="secret")
+        with Exporter(environment={"PGVIGIL_DSN": dsn}) as exporter:
+            page = exporter.scrape()
+        assert page.value("pg_up") == 1
+        assert page.value("pgvigil_superuser") == 0
+        assert page.failed() == set()
+        refused = page.series("pgvigil_query_refused")
+        assert {dict(key)["reason"] for key in refused} <= {"role", "version"}
+    finally:
+        server.execute('drop role "fresh Role"')
+
+
+@pytest.mark.parametrize("major", [13, 18])
+def test_explain_shows_what_runs_on_a_server_and_what_does_not_and_why(cluster: Cluster) -> None:
+    begin = cluster.standby.log_position()
+    done = pgvigil("explain", PGVIGIL_DSN=cluster.standby.conninfo(**BARE.login))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"PostgreSQL {cluster.major}, standby, as bare" in done.stdout
+    assert "activity.sessions: privilege: bare lacks the privileges of pg_read_all" in done.stdout
+    assert "-- availability.state: " in done.stdout
+    assert "pg_catalog.pg_is_in_recovery()" in done.stdout
+    assert cluster.standby.errors_in_log(begin) == []
+
+    short = pgvigil("explain", "--no-sql", "--dsn", cluster.primary.conninfo(**PGVIGIL.login))
+    assert short.returncode == 0
+    assert "select" not in short.stdout
+    assert "replication.wal_receiver: role: runs on a standby, this is a primary" in short.stdout
+
+
+def test_what_explain_prints_runs_as_it_stands(fresh_server: Start) -> None:
+    server = fresh_server(18)
+    printed = pgvigil("explain", PGVIGIL_DSN=server.conninfo()).stdout
+    server.execute(printed)
+
+
+def test_explain_says_why_a_server_cannot_be_asked() -> None:
+    done = pgvigil("explain", "--dsn", "host=127.0.0.1 port=1 user=somebody")
+    assert done.returncode == 1
+    assert "connection_refused" in done.stderr
+
+
+def test_sigterm_lets_a_scrape_in_flight_end_and_exits_with_0(fresh_server: Start) -> None:
+    server = fresh_server()
+    with Exporter(environment={"PGVIGIL_DSN": server.conninfo(**PGVIGIL.login)}) as exporter:
+        exporter.scrape()
+        server.pause()
+        client = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=30)
+        with contextlib.closing(client):
+            headers = {"X-Prometheus-Scrape-Timeout-Seconds": "3"}
+            client.request("GET", "/metrics", headers=headers)
+            # The loop takes what comes in order: who is answered now came after the scrape.
+            for _ in range(3):
+                assert exporter.get("/livez").status == 200
+            exporter.process.send_signal(signal.SIGTERM)
+            response = client.getresponse()
+            body = response.read().decode()
+        server.resume()
+        assert response.status == 200
+        assert 'pg_down_reason{reason="timeout"} 1' in body
+        assert exporter.process.wait(30) == 0
+        assert "pgvigil ends" in exporter.log
+
+
+def test_a_port_that_is_taken_is_told_and_ends_with_1() -> None:
+    with Exporter(environment={"PGVIGIL_DSN": "host=127.0.0.1 port=1"}) as exporter:
+        done = pgvigil("serve", "--listen", f"127.0.0.1:{exporter.port}")
+    assert done.returncode == 1
+    assert "Address already in use" in done.stderr
