@@ -519,7 +519,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 
 def test_targets_of_a_file_beside_a_dsn_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path, 'listen: ":1"\ntargets: {a: {dsn: host=db1}}')
-    told = [f"{path}:2: names targets, and --dsn is given as well; leave one out"]
+    told = [f"{path}:2: names targets, and --dsn or PGVIGIL_DSN is given as well; leave one out"]
     assert faults(config=path, dsn="host=db2") == told
 
 

@@ -168,7 +168,7 @@ def test_head_has_the_headers_of_get_and_no_body(one: Application) -> None:
     assert (head.status, head.headers, head.body) == (get.status, get.headers, b"")
 
 
-@pytest.mark.parametrize("kind", ["lifespan", "websocket"])
+@pytest.mark.parametrize("kind", ["websocket"])
 def test_what_is_no_http_is_declined(one: Application, kind: str) -> None:
     with pytest.raises(NotImplementedError, match=kind):
         asyncio.run(answer(one, {"type": kind}))

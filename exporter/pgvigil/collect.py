@@ -129,6 +129,7 @@ class Collector:
         if self._running is None:
             scrape = Scrape()
             task = loop.create_task(self._run(scrape, deadline))
+            task.add_done_callback(self._look_back)
             self._running = task, scrape
         task, scrape = self._running
         await asyncio.wait({task}, timeout=max(0.0, deadline - loop.time()))
@@ -252,6 +253,11 @@ class Collector:
                 role=self.facts.role,
                 user=self.facts.user,
             )
+
+    def _look_back(self, task: asyncio.Task[None]) -> None:
+        """Log a fault of our own; the scrape it ended is served as far as it came."""
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("a scrape failed by our fault", target=self.target.name, exc_info=error)
 
     def _retire(self) -> None:
         session = self._session

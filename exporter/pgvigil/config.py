@@ -141,8 +141,9 @@ def settle(told: Told, environment: Mapping[str, str]) -> Settings:
         else:
             problems.append(Problem(place, None, text))
     if document and path and "targets" in data:
-        if told.dsn:
-            text = "names targets, and --dsn is given as well; leave one out"
+        if told.dsn or environment.get("PGVIGIL_DSN"):
+            # A --dsn with a password has become a PGVIGIL_DSN by now.
+            text = "names targets, and --dsn or PGVIGIL_DSN is given as well; leave one out"
             problems.append(Problem(str(path), document.lines[("targets",)], text))
         targets = list(_from_file(document, data["targets"], path, problems))
     elif problems:

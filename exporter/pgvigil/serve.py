@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import math
 import re
 import socket
@@ -67,8 +68,13 @@ class Application:
             "/replica": lambda request: self._role(request, "standby"),
         }
 
-    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
-        """Answer one request; what hypercorn asks besides is declined."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or follow the server's start and end."""
+        if scope["type"] == "lifespan":
+            while (await receive())["type"] != "lifespan.shutdown":
+                await send({"type": "lifespan.startup.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+            return
         if scope["type"] != "http":
             raise NotImplementedError(scope["type"])
         request = _Request(scope)
@@ -278,7 +284,9 @@ async def run(
     config = Config()
     config.bind = [f"fd://{listener.fileno()}"]
     config.accesslog = None
-    config.errorlog = None
+    # Its words go the way of ours; what it says below a warning we have said already.
+    config.errorlog = logging.getLogger("hypercorn")
+    config.errorlog.setLevel(logging.WARNING)
     config.alpn_protocols = ["http/1.1"]
     config.include_server_header = False
     config.h11_max_incomplete_size = 16 * 1024
