@@ -244,9 +244,14 @@ def _readable_copy(tree: Path) -> Path:
     place = Path(tempfile.mkdtemp(prefix="pgvigil-binaries-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     place.chmod(0o755)
-    copy = place / tree.name
+    # Wheels keep the libraries of a package in a folder beside it and look for them from there.
+    package = tree.parent
+    libraries = package.parent / f"{package.name}.libs"
+    copy = place / package.name / tree.name
     shutil.copytree(tree, copy, symlinks=True)
-    subprocess.run(["chmod", "-R", "a+rX", copy], check=True)
+    if libraries.exists():
+        shutil.copytree(libraries, place / libraries.name, symlinks=True)
+    subprocess.run(["chmod", "-R", "a+rX", place], check=True)
     return copy
 
 
