@@ -487,7 +487,11 @@ def scraped() -> tuple[Collector, Scrape]:
     refused = statement("pg_b").query
     collector.facts = Facts(160004, in_recovery=False, superuser=True)
     collector.plan = Plan((), (Refusal(refused, Reason.VERSION, "nothing for PostgreSQL 16"),))
+    layout = Layout(statement("pg_a", labels=["x"]), collector.target.labels)
+    collector.layouts = {"area.good": layout, "area.bad": layout}
     collector.tallies = {
+        # It ran while the server had another role.
+        "area.before": Tally(1.0, 1, True),
         "area.good": Tally(0.5, 1, succeeded=True, dropped=Counter(duplicate=2)),
         "area.bad": Tally(1e-7, failures=Counter(lock_not_available=1, other=2)),
     }
@@ -561,6 +565,6 @@ def test_the_page_tells_what_runs_here_and_ends_with_our_own_process() -> None:
     page = b"".join(render.write([render.ourselves()], openmetrics=True)).decode()
     names = [family.name for family in parsed(page, openmetrics=True)]
     assert names[0] == "pgvigil_build_info"
-    assert {"process_resident_memory_bytes", "python_info"} <= set(names)
+    assert {"process_resident_memory_bytes", "process_open_fds"} <= set(names)
     assert f'pgvigil_build_info{{version="{__version__}",python="3.' in page
     assert page.endswith("\n# EOF\n")

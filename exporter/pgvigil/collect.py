@@ -92,6 +92,8 @@ class Collector:
         self.plan: Plan | None = None
         self.last: Scrape | None = None
         """The last scrape that ended, without its sheets."""
+        self.layouts: dict[str, Layout] = {}
+        """How each query of the plan is written down."""
         self.tallies: dict[str, Tally] = {}
         self.quiet: dict[str, tuple[float, QueryFailed]] = {}
         """Queries that proved impossible here: until when they rest (monotonic), and why."""
@@ -104,7 +106,6 @@ class Collector:
         self._queries = queries
         self._wanted = wanted(queries)
         self._make_layout = make_layout
-        self._layouts: dict[str, Layout] = {}
         self._session: Session | None = None
         self._lifetime = 0.0
         self._running: tuple[asyncio.Task[None], Scrape] | None = None
@@ -207,7 +208,7 @@ class Collector:
             )
         self.facts, self.facts_at = facts, time.time()
         self.plan = make_plan(self._queries, facts)
-        self._layouts = {s.query.name: self._make_layout(s) for s in self.plan.statements}
+        self.layouts = {s.query.name: self._make_layout(s) for s in self.plan.statements}
         self.quiet.clear()
 
     def _reception(self, scrape: Scrape) -> "_Reception":
@@ -215,7 +216,7 @@ class Collector:
         now = time.monotonic()
         self.quiet = {name: rest for name, rest in self.quiet.items() if rest[0] > now}
         chosen = [s for s in self.plan.statements if s.query.name not in self.quiet]
-        sheets = [self._layouts[statement.query.name].sheet() for statement in chosen]
+        sheets = [self.layouts[statement.query.name].sheet() for statement in chosen]
         return _Reception(self, scrape, chosen, sheets)
 
     def settle(self, query: Query, sheet: Sheet, failure: QueryFailed | None, took: float) -> None:

@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_latest
 
 from pgvigil import __version__
@@ -33,8 +33,9 @@ _TRUTH = {b"t": b"1", b"f": b"0", None: None}
 
 _registry = CollectorRegistry(auto_describe=False)
 ProcessCollector(registry=_registry)
-PlatformCollector(registry=_registry)
-GCCollector(registry=_registry)
+
+Labels = tuple[tuple[str, str], ...]
+"""Names and values."""
 
 
 class Headers(NamedTuple):
@@ -218,7 +219,7 @@ def _write(family: Family, prefix: bytes, blocks: list[bytes], values: list[byte
 
 def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
     """Everything a target's page says of the target, and of how it was asked."""
-    labels = collector.target.labels
+    labels = tuple(collector.target.labels.items())
     yield _family(
         "pg_up",
         "gauge",
@@ -231,7 +232,7 @@ def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
         "pg_down_reason",
         "gauge",
         "Why the server did not answer: 1 for the reason that holds, 0 for the others.",
-        [({**labels, "reason": reason}, scrape.down is reason) for reason in Down],
+        [((*labels, ("reason", reason)), scrape.down is reason) for reason in Down],
     )
     for sheet in scrape.sheets.values():
         assert isinstance(sheet, Sheet)
@@ -248,14 +249,14 @@ def overview(collectors: Iterable[Collector]) -> Iterator[Family]:
         "pgvigil_target_up",
         "gauge",
         "Whether the target answered in its last scrape; scrape /probe?target=NAME for all else.",
-        [({"target": c.target.name}, s.up) for c, s in known],
+        [((("target", c.target.name),), s.up) for c, s in known],
     )
     yield from _about_target(known, labelled=True)
 
 
 def ourselves() -> Family:
     """What is running here."""
-    labels = {"version": __version__, "python": platform.python_version()}
+    labels = ("version", __version__), ("python", platform.python_version())
     return _family(
         "pgvigil_build_info",
         "gauge",
@@ -266,22 +267,26 @@ def ourselves() -> Family:
     )
 
 
-def write(pages: Iterable[Family], *, openmetrics: bool) -> Iterator[bytes]:
-    """The body of an answer in chunks: the families given, then our own process."""
+def write(pages: Iterable[Family], *, openmetrics: bool, process: bool = True) -> Iterator[bytes]:
+    """The body of an answer in chunks: the families given, then our own process if asked."""
     for family in pages:
         yield from family.write(openmetrics=openmetrics)
-    if openmetrics:
+    if not process:
+        yield b"# EOF\n" if openmetrics else b""
+    elif openmetrics:
         yield openmetrics_latest(_registry)  # type: ignore[no-untyped-call]
     else:
         yield prometheus_client.generate_latest(_registry)
 
 
 def _about_target(known: Sequence[tuple[Collector, Scrape]], *, labelled: bool) -> Iterator[Family]:
-    def each(values: Iterable[float]) -> list[tuple[Mapping[str, str], float]]:
-        names = (
-            {**c.target.labels, **({"target": c.target.name} if labelled else {})} for c, _ in known
-        )
-        return list(zip(names, values, strict=True))
+    names = [
+        (*c.target.labels.items(), *([("target", c.target.name)] if labelled else []))
+        for c, _ in known
+    ]
+
+    def each(values: Iterable[float]) -> Iterable[tuple[Labels, float]]:
+        return zip(names, values, strict=True)
 
     yield _family(
         "pgvigil_scrape_duration_seconds",
@@ -328,8 +333,12 @@ def _about_target(known: Sequence[tuple[Collector, Scrape]], *, labelled: bool) 
 
 
 def _about_queries(collector: Collector) -> Iterator[Family]:
-    labels = collector.target.labels
-    tallies = [({**labels, "query": name}, tally) for name, tally in collector.tallies.items()]
+    labels = tuple(collector.target.labels.items())
+    tallies = [
+        ((*labels, ("query", name)), tally)
+        for name, tally in collector.tallies.items()
+        if name in collector.layouts  # not what ran while the server had another role
+    ]
     yield _family(
         "pgvigil_query_success",
         "gauge",
@@ -353,7 +362,7 @@ def _about_queries(collector: Collector) -> Iterator[Family]:
         "counter",
         "Runs of the query without a result, by PostgreSQL's condition name or our own word.",
         [
-            ({**names, "reason": reason}, count)
+            ((*names, ("reason", reason)), count)
             for names, tally in tallies
             for reason, count in tally.failures.items()
         ],
@@ -364,7 +373,7 @@ def _about_queries(collector: Collector) -> Iterator[Family]:
         "Samples that were left out of the query's results: duplicates, above max_series "
         "(at least so many), no numbers, or counters below zero.",
         [
-            ({**names, "reason": reason}, count)
+            ((*names, ("reason", reason)), count)
             for names, tally in tallies
             for reason, count in tally.dropped.items()
         ],
@@ -374,28 +383,26 @@ def _about_queries(collector: Collector) -> Iterator[Family]:
         "pgvigil_query_refused",
         "gauge",
         "1 for each query that is not sent to this server, with the fact that forbids it.",
-        [({**labels, "query": r.query.name, "reason": r.reason}, 1) for r in refusals]
+        [((*labels, ("query", r.query.name), ("reason", r.reason)), 1) for r in refusals]
         + [
-            ({**labels, "query": name, "reason": failure.reason}, 1)
+            ((*labels, ("query", name), ("reason", failure.reason)), 1)
             for name, (_, failure) in collector.quiet.items()
         ],
     )
 
 
-def _family(
-    name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]
-) -> Family:
+def _family(name: str, kind: str, text: str, samples: Iterable[tuple[Labels, float]]) -> Family:
     prefix = b"\n" + name.encode()
-    lines = [
-        prefix + _block(tuple(labels.items())) + _number(value).encode()
-        for labels, value in samples
-    ]
+    lines = [prefix + _block(labels) + _number(value).encode() for labels, value in samples]
     return Family(headers(name, kind, text), [b"".join(lines)] if lines else [])
 
 
 @lru_cache(maxsize=16384)
-def _block(labels: tuple[tuple[str, str], ...]) -> bytes:
-    """The label block of one of our own samples; the same come again with each scrape."""
+def _block(labels: Labels) -> bytes:
+    """The label block of one of our own samples; the same come again with each scrape.
+
+    Of two labels of one name the last holds: a constant label gives way to ours.
+    """
     return _template(dict(labels), ()) % ()
 
 

@@ -108,8 +108,10 @@ class Application:
     async def _scrape(self, request: "_Request", collector: Collector) -> Answer:
         deadline = asyncio.get_running_loop().time() + request.budget()
         scrape = await collector.scrape(deadline)
-        families = [*render.families(collector, scrape), render.ourselves()]
-        return _metrics_answer(families, request)
+        # The exporter itself stands on one page: this one, if it is the only one.
+        alone = len(self._collectors) == 1
+        families = [*render.families(collector, scrape), *([render.ourselves()] if alone else [])]
+        return _metrics_answer(families, request, process=alone)
 
     async def _discovery(self, request: "_Request") -> Answer:
         host = request.header(b"host") or "localhost"
@@ -206,10 +208,12 @@ def _plain(status: int, text: str) -> Answer:
     return Answer(status, "text/plain; charset=utf-8", [f"{text}\n".encode()])
 
 
-def _metrics_answer(families: Iterable[render.Family], request: _Request) -> Answer:
+def _metrics_answer(
+    families: Iterable[render.Family], request: _Request, *, process: bool = True
+) -> Answer:
     openmetrics = request.openmetrics
     media = render.OPENMETRICS if openmetrics else render.TEXT
-    return Answer(200, media, render.write(families, openmetrics=openmetrics))
+    return Answer(200, media, render.write(families, openmetrics=openmetrics, process=process))
 
 
 async def _send(answer: Answer, request: _Request, send: Send, *, body: bool) -> None:
