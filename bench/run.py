@@ -13,6 +13,9 @@ from bench.servers import Servers
 EVERY_TABLE = Path(__file__).parent / "catalogues" / "every_table.yml"
 """The peer's statistics of each table, for ours: the same statements, as many series."""
 
+SETTINGS = EVERY_TABLE.with_name("settings.yml")
+"""The numeric settings, of which the peer's page of a plain server mostly consists."""
+
 
 @dataclass(frozen=True)
 class Run:
