@@ -8,8 +8,9 @@ from time import process_time
 
 import psycopg
 from pgvigil import catalogue, config
+from pgvigil.connect import GUARDS
 from pgvigil.plan import make_plan, wanted
-from pgvigil.session import GUARDS, Answers, Ask, Session
+from pgvigil.session import Answers, Ask, Session
 from psycopg import conninfo
 
 from bench.processes import processor_seconds

@@ -2,30 +2,29 @@
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import re
 import select
-import socket
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg import conninfo, errors, generators, pq, waiting
+from psycopg import errors, generators, pq, waiting
 
 from pgvigil.config import Target
-from pgvigil.errors import DOWN_BY_SQLSTATE, Down, QueryFailed, Unreachable
+from pgvigil.connect import (
+    GUARDS,
+    STATEMENT_TIMEOUT,
+    NoStartupOptionsError,
+    connect,
+    libpq,
+    pointer,
+    unreachable,
+)
+from pgvigil.errors import Down, QueryFailed, Unreachable
 from pgvigil.plan import Extension, Facts, Wanted
-
-if pq.version() < 170000:
-    raise ImportError(
-        f"pgvigil needs libpq 17 or newer, and psycopg has loaded {pq.version() // 10000}; "
-        "its binary package brings one: pip install 'psycopg[binary]'"
-    )
 
 Rows = pq.abc.PGresult
 """Some rows of a result, at most CHUNK of them, as libpq holds them: text, by position."""
@@ -33,33 +32,6 @@ Rows = pq.abc.PGresult
 CHUNK = 1000
 """Rows that are handed over at once; bounds memory and the time the loop stands still."""
 
-STATEMENT_TIMEOUT = 1.0
-"""Seconds; the server's bound on a statement that asks for none of its own."""
-
-GUARDS: Mapping[str, str] = {
-    # What we send never waits long for a lock, never writes, never runs somebody's operator from
-    # another schema, and never takes more than one process of the server.
-    "search_path": "pg_catalog",
-    "lock_timeout": "250ms",
-    "idle_in_transaction_session_timeout": "5s",
-    "default_transaction_read_only": "on",
-    "max_parallel_workers_per_gather": "0",
-    "jit": "off",
-    "work_mem": "4MB",
-    # How values are spelled must not depend on what somebody set for the role.
-    "DateStyle": "ISO, MDY",
-    "TimeZone": "UTC",
-    "extra_float_digits": "1",
-}
-"""The session's defaults: sent with the connection, seen again in the facts."""
-
-_TRANSPORT = {
-    "keepalives": "1",
-    "keepalives_idle": "10",
-    "keepalives_interval": "5",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "10000",
-}
 _STALE_PREPARED = {"26000", "0A000"}
 """SQLSTATEs after which a prepared statement is prepared anew: gone, or its columns changed."""
 
@@ -67,20 +39,7 @@ _CANCELS = 4
 """How many cancel requests may be on their way at once, over all targets."""
 _cancelling: set[asyncio.Task[None]] = set()
 
-_DEFAULT, _VERBOSE = 1, 2
-"""PQERRORS_DEFAULT and PQERRORS_VERBOSE of libpq-fe.h."""
-
 _TUPLES = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.TUPLES_CHUNK)
-_WITHOUT_SQLSTATE = (
-    # libpq's own words for what happens before a server speaks; it has no codes for them.
-    (re.compile(r"could not translate host name|Name or service not known"), Down.HOST_UNKNOWN),
-    (re.compile(r"Connection refused|No such file or directory"), Down.CONNECTION_REFUSED),
-    (re.compile(r"No route to host|Network is unreachable|Host is down"), Down.HOST_UNREACHABLE),
-    (re.compile(r"timed out|timeout expired"), Down.TIMEOUT),
-    (re.compile(r"no password supplied|fe_sendauth"), Down.INVALID_PASSWORD),
-    (re.compile(r"SSL|certificate|root\.crt|private key|TLS", re.I), Down.TLS),
-    (re.compile(r"closed the connection|reset by peer|Broken pipe|EOF"), Down.CONNECTION_LOST),
-)
 
 
 class Ask(NamedTuple):
@@ -133,10 +92,10 @@ class Session:
         """
         pooled = target.pooler
         try:
-            pgconn = await _connect(target, deadline, guarded=not pooled)
-        except _NoStartupOptionsError:
+            pgconn = await connect(target, deadline, guarded=not pooled)
+        except NoStartupOptionsError:
             pooled = True
-            pgconn = await _connect(target, deadline, guarded=False)
+            pgconn = await connect(target, deadline, guarded=False)
         return cls(pgconn, wanted, pooled=pooled)
 
     @property
@@ -288,7 +247,7 @@ class Session:
             pgconn.send_query_prepared(name.encode(), values)
         parts.append(_Part(rows=True))
         # psycopg's pipeline_sync would write to the socket each time: 40 packets instead of one.
-        if not _libpq(pgconn).PQsendPipelineSync(_pointer(pgconn)):
+        if not libpq(pgconn).PQsendPipelineSync(pointer(pgconn)):
             raise psycopg.OperationalError(pgconn.get_error_message())
         return parts
 
@@ -353,152 +312,10 @@ class _Socket:
         with contextlib.suppress(psycopg.OperationalError):
             while not self._pgconn.is_busy() and (result := self._pgconn.get_result()):
                 if result.status == pq.ExecStatus.FATAL_ERROR and (sqlstate := _sqlstate(result)):
-                    return _unreachable(sqlstate, result.get_error_message())
+                    return unreachable(sqlstate, result.get_error_message())
                 if result.status == pq.ExecStatus.PIPELINE_SYNC:
                     continue
-        return _unreachable("", str(error)) if str(error) else _unreachable("", "EOF")
-
-
-class _NoStartupOptionsError(Exception):
-    """Something between us and the server takes no settings with the connection."""
-
-
-async def _connect(target: Target, deadline: float, *, guarded: bool) -> pq.abc.PGconn:
-    try:
-        given = target.parameters()
-    except OSError as error:
-        detail = f"the password file cannot be read: {error.strerror}"
-        raise Unreachable(Down.PASSWORD_FILE, detail) from None
-    parameters = {"application_name": "pgvigil", **_TRANSPORT, **given, "client_encoding": "UTF8"}
-    if guarded:
-        ours = {**GUARDS, "statement_timeout": f"{STATEMENT_TIMEOUT:.0f}s"}
-        settings = " ".join(f"-c {key}={_escaped(value)}" for key, value in ours.items())
-        # Ours stand last: what the operator wrote may add to them, not undo them.
-        parameters["options"] = f"{given.get('options', '')} {settings}".strip()
-    attempts = await _attempts(parameters)
-    clock = asyncio.get_running_loop().time
-    failure = Unreachable(Down.HOST_UNKNOWN, "there is no address to try")
-    for tried, attempt in enumerate(attempts):
-        # A silent address must leave time for the next one.
-        share = (deadline - clock()) / (len(attempts) - tried)
-        try:
-            async with asyncio.timeout(share):
-                return await _start(conninfo.make_conninfo("", **attempt))
-        except TimeoutError:
-            failure = Unreachable(Down.TIMEOUT, "no answer to the connection in time")
-        except Unreachable as error:
-            failure = error
-    raise failure
-
-
-async def _attempts(parameters: Mapping[str, str]) -> list[dict[str, str]]:
-    """One set of parameters for each address of each host, in order.
-
-    Names are looked up here because libpq would stop the event loop for it.
-    """
-    defaults = {o.keyword.decode(): o.val.decode() for o in pq.Conninfo.get_defaults() if o.val}
-    if "service" in parameters:
-        return [dict(parameters)]  # its file may name the host; libpq alone reads it
-    hosts = (parameters.get("host") or defaults.get("host") or "").split(",")
-    ports = (parameters.get("port") or defaults.get("port") or "5432").split(",")
-    if parameters.get("hostaddr") or defaults.get("hostaddr"):
-        return [dict(parameters)]
-    ports = ports * len(hosts) if len(ports) == 1 else ports
-    attempts: list[dict[str, str]] = []
-    unknown: list[str] = []
-    for host, port in zip(hosts, ports, strict=False):
-        here = {**parameters, "host": host, "port": port} if host else dict(parameters)
-        if not host or host.startswith(("/", "@")):
-            attempts.append(here)
-            continue
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(
-                host, None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
-            )
-        except (socket.gaierror, UnicodeError):
-            unknown.append(host)
-            continue
-        addresses = dict.fromkeys(str(address[4][0]) for address in found)
-        attempts += ({**here, "hostaddr": address} for address in addresses)
-    if not attempts:
-        raise Unreachable(Down.HOST_UNKNOWN, f"no address is known for {', '.join(unknown)}")
-    if parameters.get("target_session_attrs") == "prefer-standby":
-        standbys = [{**attempt, "target_session_attrs": "standby"} for attempt in attempts]
-        anybody = [{**attempt, "target_session_attrs": "any"} for attempt in attempts]
-        return [*standbys, *anybody]
-    return attempts
-
-
-async def _start(text: str) -> pq.abc.PGconn:
-    """A ready connection, or Unreachable with the condition the server named.
-
-    psycopg's own connect keeps no SQLSTATE of a refused connection, and the server's words come in
-    its own language. A verbose libpq writes the code into its message, if it is told in time.
-    """
-    pgconn = pq.PGconn.connect_start(text.encode())
-    try:
-        _verbosity(pgconn, _VERBOSE)
-        await _poll(pgconn)
-    except BaseException:
-        pgconn.finish()
-        raise
-    if pgconn.status == pq.ConnStatus.OK:
-        _verbosity(pgconn, _DEFAULT)
-        pgconn.nonblocking = 1
-        return pgconn
-    message = pgconn.get_error_message()
-    pgconn.finish()
-    if "unsupported startup parameter" in message and "options" in message:
-        raise _NoStartupOptionsError
-    code = re.search(r": +((?=[A-Z]*[0-9])[0-9A-Z]{5}): ", message)
-    raise _unreachable(
-        code[1] if code else "", re.sub(r"\s*\bLOCATION: .*", "", message, flags=re.S)
-    )
-
-
-async def _poll(pgconn: pq.abc.PGconn) -> None:
-    loop = asyncio.get_running_loop()
-    wants: int = pq.PollingStatus.WRITING
-    while pgconn.status != pq.ConnStatus.BAD:
-        ready = loop.create_future()
-        # The socket may be another after each step: one host after the other, TLS and without.
-        descriptor = pgconn.socket
-        writing = wants == pq.PollingStatus.WRITING
-        (loop.add_writer if writing else loop.add_reader)(descriptor, _set, ready)
-        try:
-            await ready
-        finally:
-            (loop.remove_writer if writing else loop.remove_reader)(descriptor)
-        wants = pgconn.connect_poll()
-        if wants in (pq.PollingStatus.OK, pq.PollingStatus.FAILED):
-            return
-
-
-def _set(ready: "asyncio.Future[None]") -> None:
-    if not ready.done():
-        ready.set_result(None)
-
-
-@cache
-def _library(module: str) -> ctypes.CDLL:
-    return ctypes.CDLL(sys.modules[module].__file__)
-
-
-def _libpq(pgconn: pq.abc.PGconn) -> ctypes.CDLL:
-    """The library itself, for the two calls that psycopg does not wrap.
-
-    The extension module that psycopg has loaded leads to the very libpq it is linked with.
-    """
-    return _library(type(pgconn).__module__)
-
-
-def _pointer(pgconn: pq.abc.PGconn) -> ctypes.c_void_p:
-    return ctypes.c_void_p(pgconn.pgconn_ptr)  # type: ignore[attr-defined]
-
-
-def _verbosity(pgconn: pq.abc.PGconn, level: int) -> None:
-    """Say how much of an error libpq puts into a message."""
-    _libpq(pgconn).PQsetErrorVerbosity(_pointer(pgconn), level)
+        return unreachable("", str(error)) if str(error) else unreachable("", "EOF")
 
 
 async def _cancel(request: pq.abc.PGcancelConn) -> None:
@@ -515,18 +332,6 @@ def _sqlstate(result: Rows) -> str:
     return (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
 
 
-def _unreachable(sqlstate: str, message: str) -> Unreachable:
-    detail = " ".join(message.split()) or "the connection broke"
-    if sqlstate:
-        # Class 08 and the rest of 57P are the line or the server going away.
-        lost = Down.CONNECTION_LOST if sqlstate.startswith(("08", "57P")) else Down.OTHER
-        return Unreachable(DOWN_BY_SQLSTATE.get(sqlstate, lost), detail)
-    for pattern, reason in _WITHOUT_SQLSTATE:
-        if pattern.search(detail):
-            return Unreachable(reason, detail)
-    return Unreachable(Down.OTHER, detail)
-
-
 def _failure(result: Rows) -> QueryFailed | None:
     """What a result says went wrong; Unreachable when the server ends the whole session."""
     if result.status != pq.ExecStatus.FATAL_ERROR:
@@ -534,7 +339,7 @@ def _failure(result: Rows) -> QueryFailed | None:
     sqlstate, message = _sqlstate(result), result.get_error_message()
     severity = result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED)
     if severity in (b"FATAL", b"PANIC") or not sqlstate:
-        raise _unreachable(sqlstate, message)
+        raise unreachable(sqlstate, message)
     return QueryFailed(condition(sqlstate), " ".join(message.split()), sqlstate)
 
 
@@ -545,11 +350,6 @@ def condition(sqlstate: str) -> str:
     except KeyError:
         return "other"
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-
-
-def _escaped(value: str) -> str:
-    """A value as one word of libpq's `options`."""
-    return re.sub(r"([\\\s])", r"\\\1", value)
 
 
 def _literal(value: str) -> str:

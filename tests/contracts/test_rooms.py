@@ -18,6 +18,7 @@ ORDER = (
     "config",
     "catalogue",
     "plan",
+    "connect",
     "session",
     "collect",
     "render",
@@ -34,7 +35,7 @@ DOORS = {
     "isal": {"serve"},
     "jsonschema": {"documents"},
     "prometheus_client": {"render"},
-    "psycopg": {"session", "config"},  # config has libpq read connection strings
+    "psycopg": {"connect", "session", "config"},  # config has libpq read connection strings
     "structlog": {*ORDER, *BESIDE},
     "yaml": {"documents"},
 }

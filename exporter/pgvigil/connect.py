@@ -1,0 +1,227 @@
+"""Connect to a server under guards, or say by PostgreSQL's own condition why that fails."""
+
+import asyncio
+import ctypes
+import re
+import socket
+import sys
+from collections.abc import Mapping
+from functools import cache
+
+from psycopg import conninfo, pq
+
+from pgvigil.config import Target
+from pgvigil.errors import DOWN_BY_SQLSTATE, Down, Unreachable
+
+if pq.version() < 170000:
+    raise ImportError(
+        f"pgvigil needs libpq 17 or newer, and psycopg has loaded {pq.version() // 10000}; "
+        "its binary package brings one: pip install 'psycopg[binary]'"
+    )
+
+STATEMENT_TIMEOUT = 1.0
+"""Seconds; the server's bound on a statement that asks for none of its own."""
+
+GUARDS: Mapping[str, str] = {
+    # What we send never waits long for a lock, never writes, never runs somebody's operator from
+    # another schema, and never takes more than one process of the server.
+    "search_path": "pg_catalog",
+    "lock_timeout": "250ms",
+    "idle_in_transaction_session_timeout": "5s",
+    "default_transaction_read_only": "on",
+    "max_parallel_workers_per_gather": "0",
+    "jit": "off",
+    "work_mem": "4MB",
+    # How values are spelled must not depend on what somebody set for the role.
+    "DateStyle": "ISO, MDY",
+    "TimeZone": "UTC",
+    "extra_float_digits": "1",
+}
+"""The session's defaults: sent with the connection, seen again in the facts."""
+
+_TRANSPORT = {
+    "keepalives": "1",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+_DEFAULT, _VERBOSE = 1, 2
+"""PQERRORS_DEFAULT and PQERRORS_VERBOSE of libpq-fe.h."""
+
+_WITHOUT_SQLSTATE = (
+    # libpq's own words for what happens before a server speaks; it has no codes for them.
+    (re.compile(r"could not translate host name|Name or service not known"), Down.HOST_UNKNOWN),
+    (re.compile(r"Connection refused|No such file or directory"), Down.CONNECTION_REFUSED),
+    (re.compile(r"No route to host|Network is unreachable|Host is down"), Down.HOST_UNREACHABLE),
+    (re.compile(r"timed out|timeout expired"), Down.TIMEOUT),
+    (re.compile(r"no password supplied|fe_sendauth"), Down.INVALID_PASSWORD),
+    (re.compile(r"SSL|certificate|root\.crt|private key|TLS", re.I), Down.TLS),
+    (re.compile(r"closed the connection|reset by peer|Broken pipe|EOF"), Down.CONNECTION_LOST),
+)
+
+
+class NoStartupOptionsError(Exception):
+    """Something between us and the server takes no settings with the connection."""
+
+
+async def connect(target: Target, deadline: float, *, guarded: bool) -> pq.abc.PGconn:
+    """A ready connection in non-blocking mode, made before `deadline` (of the loop's clock).
+
+    `guarded` sends the guards along; NoStartupOptionsError tells that something on the way refuses
+    them. Raises Unreachable with the reason.
+    """
+    try:
+        given = target.parameters()
+    except OSError as error:
+        detail = f"the password file cannot be read: {error.strerror}"
+        raise Unreachable(Down.PASSWORD_FILE, detail) from None
+    parameters = {"application_name": "pgvigil", **_TRANSPORT, **given, "client_encoding": "UTF8"}
+    if guarded:
+        ours = {**GUARDS, "statement_timeout": f"{STATEMENT_TIMEOUT:.0f}s"}
+        settings = " ".join(f"-c {key}={_escaped(value)}" for key, value in ours.items())
+        # Ours stand last: what the operator wrote may add to them, not undo them.
+        parameters["options"] = f"{given.get('options', '')} {settings}".strip()
+    attempts = await _attempts(parameters)
+    clock = asyncio.get_running_loop().time
+    failure = Unreachable(Down.HOST_UNKNOWN, "there is no address to try")
+    for tried, attempt in enumerate(attempts):
+        # A silent address must leave time for the next one.
+        share = (deadline - clock()) / (len(attempts) - tried)
+        try:
+            async with asyncio.timeout(share):
+                return await _start(conninfo.make_conninfo("", **attempt))
+        except TimeoutError:
+            failure = Unreachable(Down.TIMEOUT, "no answer to the connection in time")
+        except Unreachable as error:
+            failure = error
+    raise failure
+
+
+async def _attempts(parameters: Mapping[str, str]) -> list[dict[str, str]]:
+    """One set of parameters for each address of each host, in order.
+
+    Names are looked up here because libpq would stop the event loop for it.
+    """
+    defaults = {o.keyword.decode(): o.val.decode() for o in pq.Conninfo.get_defaults() if o.val}
+    if "service" in parameters:
+        return [dict(parameters)]  # its file may name the host; libpq alone reads it
+    hosts = (parameters.get("host") or defaults.get("host") or "").split(",")
+    ports = (parameters.get("port") or defaults.get("port") or "5432").split(",")
+    if parameters.get("hostaddr") or defaults.get("hostaddr"):
+        return [dict(parameters)]
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    attempts: list[dict[str, str]] = []
+    unknown: list[str] = []
+    for host, port in zip(hosts, ports, strict=False):
+        here = {**parameters, "host": host, "port": port} if host else dict(parameters)
+        if not host or host.startswith(("/", "@")):
+            attempts.append(here)
+            continue
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                host, None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+            )
+        except (socket.gaierror, UnicodeError):
+            unknown.append(host)
+            continue
+        addresses = dict.fromkeys(str(address[4][0]) for address in found)
+        attempts += ({**here, "hostaddr": address} for address in addresses)
+    if not attempts:
+        raise Unreachable(Down.HOST_UNKNOWN, f"no address is known for {', '.join(unknown)}")
+    if parameters.get("target_session_attrs") == "prefer-standby":
+        standbys = [{**attempt, "target_session_attrs": "standby"} for attempt in attempts]
+        anybody = [{**attempt, "target_session_attrs": "any"} for attempt in attempts]
+        return [*standbys, *anybody]
+    return attempts
+
+
+async def _start(text: str) -> pq.abc.PGconn:
+    """A ready connection, or Unreachable with the condition the server named.
+
+    psycopg's own connect keeps no SQLSTATE of a refused connection, and the server's words come in
+    its own language. A verbose libpq writes the code into its message, if it is told in time.
+    """
+    pgconn = pq.PGconn.connect_start(text.encode())
+    try:
+        _verbosity(pgconn, _VERBOSE)
+        await _poll(pgconn)
+    except BaseException:
+        pgconn.finish()
+        raise
+    if pgconn.status == pq.ConnStatus.OK:
+        _verbosity(pgconn, _DEFAULT)
+        pgconn.nonblocking = 1
+        return pgconn
+    message = pgconn.get_error_message()
+    pgconn.finish()
+    if "unsupported startup parameter" in message and "options" in message:
+        raise NoStartupOptionsError
+    code = re.search(r": +((?=[A-Z]*[0-9])[0-9A-Z]{5}): ", message)
+    raise unreachable(
+        code[1] if code else "", re.sub(r"\s*\bLOCATION: .*", "", message, flags=re.S)
+    )
+
+
+async def _poll(pgconn: pq.abc.PGconn) -> None:
+    loop = asyncio.get_running_loop()
+    wants: int = pq.PollingStatus.WRITING
+    while pgconn.status != pq.ConnStatus.BAD:
+        ready = loop.create_future()
+        # The socket may be another after each step: one host after the other, TLS and without.
+        descriptor = pgconn.socket
+        writing = wants == pq.PollingStatus.WRITING
+        (loop.add_writer if writing else loop.add_reader)(descriptor, _set, ready)
+        try:
+            await ready
+        finally:
+            (loop.remove_writer if writing else loop.remove_reader)(descriptor)
+        wants = pgconn.connect_poll()
+        if wants in (pq.PollingStatus.OK, pq.PollingStatus.FAILED):
+            return
+
+
+def _set(ready: "asyncio.Future[None]") -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+@cache
+def _library(module: str) -> ctypes.CDLL:
+    return ctypes.CDLL(sys.modules[module].__file__)
+
+
+def libpq(pgconn: pq.abc.PGconn) -> ctypes.CDLL:
+    """The library itself, for the two calls that psycopg does not wrap.
+
+    The extension module that psycopg has loaded leads to the very libpq it is linked with.
+    """
+    return _library(type(pgconn).__module__)
+
+
+def pointer(pgconn: pq.abc.PGconn) -> ctypes.c_void_p:
+    """The connection as that library knows it."""
+    return ctypes.c_void_p(pgconn.pgconn_ptr)  # type: ignore[attr-defined]
+
+
+def _verbosity(pgconn: pq.abc.PGconn, level: int) -> None:
+    """Say how much of an error libpq puts into a message."""
+    libpq(pgconn).PQsetErrorVerbosity(pointer(pgconn), level)
+
+
+def unreachable(sqlstate: str, message: str) -> Unreachable:
+    """The error for what the server said, or libpq where `sqlstate` is empty."""
+    detail = " ".join(message.split()) or "the connection broke"
+    if sqlstate:
+        # Class 08 and the rest of 57P are the line or the server going away.
+        lost = Down.CONNECTION_LOST if sqlstate.startswith(("08", "57P")) else Down.OTHER
+        return Unreachable(DOWN_BY_SQLSTATE.get(sqlstate, lost), detail)
+    for pattern, reason in _WITHOUT_SQLSTATE:
+        if pattern.search(detail):
+            return Unreachable(reason, detail)
+    return Unreachable(Down.OTHER, detail)
+
+
+def _escaped(value: str) -> str:
+    """A value as one word of libpq's `options`."""
+    return re.sub(r"([\\\s])", r"\\\1", value)
