@@ -17,9 +17,9 @@ from lab.ports import free_port
 from lab.postgres import Server
 
 
-def available() -> bool:
-    """Whether a PgBouncer is installed."""
-    return shutil.which("pgbouncer") is not None
+def available() -> str | None:
+    """The path of an installed PgBouncer; Debian keeps it where only root looks by default."""
+    return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def pooled(server: Server, mode: str, settings: str = "") -> Iterator[int]:
 
     `mode` is `session` or `transaction`; `settings` are further lines of its configuration.
     """
-    program = shutil.which("pgbouncer")
+    program = available()
     if program is None:
         raise FileNotFoundError("pgbouncer is not installed")
     port = free_port()
