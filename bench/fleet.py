@@ -18,7 +18,7 @@ from bench import exporters
 from bench.exporters import Client, Exporter
 from bench.peer import Peer
 from bench.processes import memory, processor_seconds
-from bench.report import Report, Table, Target, Value, ratio
+from bench.report import Report, Table, Target, Value
 from bench.run import Run
 from bench.servers import ROLE, dsn
 from lab.postgres import Server
@@ -82,8 +82,8 @@ def measure(run: Run) -> Report:
             _COLUMNS,
             [fleet.row() for fleet in fleets],
         )
-    costs = [fleet.steady.cost for fleet in fleets]
-    claim = "exporter CPU per target-scrape beside postgres_exporter's /probe"
+    # What a driver with nothing around it was measured at; the exporter has yet to come there.
+    claim = "exporter CPU per target-scrape of 200, a bound to beat later"
     return Report(
         "fleet",
         [
@@ -91,7 +91,7 @@ def measure(run: Run) -> Report:
             "postgres_exporter opens new ones for each probe. Default catalogues, by turns."
         ],
         [table],
-        [Target(claim, 0.5, ratio(costs[0], costs[1]) if run.peer else None)],
+        [Target(claim, 2.1, fleets[0].steady.cost, unit=" ms")],
     )
 
 
