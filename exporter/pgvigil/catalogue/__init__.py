@@ -121,7 +121,12 @@ def _given(extra: Iterable[Path], problems: list[Problem]) -> Iterator[tuple[Pat
         if not path.is_dir():
             yield path, False
             continue
-        found = sorted(child for child in path.iterdir() if child.suffix in (".yml", ".yaml"))
+        try:
+            found = sorted(child for child in path.iterdir() if child.suffix in (".yml", ".yaml"))
+        except OSError as error:
+            text = f"cannot be read: {error.strerror}; mind its owner and mode"
+            problems.append(Problem(str(path), None, text))
+            continue
         if not found:
             problems.append(Problem(str(path), None, "holds no .yml or .yaml file"))
         yield from ((child, False) for child in found)
