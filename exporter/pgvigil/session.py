@@ -8,6 +8,7 @@ import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import psycopg
@@ -39,6 +40,7 @@ _CANCELS = 4
 """How many cancel requests may be on their way at once, over all targets."""
 _cancelling: set[asyncio.Task[None]] = set()
 
+_OUT_OF_STEP = "the answers do not fit the questions; something between us has mixed them up"
 _TUPLES = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.TUPLES_CHUNK)
 
 
@@ -164,6 +166,9 @@ class Session:
         """
         try:
             async with asyncio.timeout_at(deadline):
+                if self._facts is None and asks:
+                    # Whose guards hold here decides how the others may be sent.
+                    await self._pipeline((), answers, deadline)
                 await self._pipeline(asks, answers, deadline)
         except psycopg.Error as error:
             # Before anything was read: libpq already knew, or learnt on sending, that it is over.
@@ -179,48 +184,65 @@ class Session:
     async def _pipeline(self, asks: Sequence[Ask], answers: Answers, deadline: float) -> None:
         left = max(0.05, deadline - asyncio.get_running_loop().time())
         bound = min(STATEMENT_TIMEOUT, left)
-        pgconn = self._pgconn
-        pgconn.enter_pipeline_mode()
-        segments = [
-            self._send(
-                self._facts_text, bound, None, [_milliseconds(bound), str(not self._sure).encode()]
-            )
-        ]
-        segments += [self._send(a.text, min(a.timeout, left), bound, None) for a in asks]
-        raw: list[bytes] = []
-        async with _Socket(pgconn) as wire:
+        parameters = [_milliseconds(bound), str(not self._sure).encode()]
+
+        def queue(position: int) -> list[_Part]:
+            if position < 0:
+                return self._send(self._facts_text, bound, None, parameters)
+            ask = asks[position]
+            return self._send(ask.text, min(ask.timeout, left), bound, None)
+
+        positions = range(-1, len(asks))
+        self._pgconn.enter_pipeline_mode()
+        # A pooler gets one at a time: PgBouncer 1.18 may take a connection away between two that
+        # are under way, and then other clients of its pool get our answers, and we get theirs.
+        queued = {} if self.pooled else {position: queue(position) for position in positions}
+        facts: list[bytes] = []
+        async with _Socket(self._pgconn) as wire:
             clock = time.perf_counter()
-            for position, parts in enumerate(segments, -1):
-                failure: QueryFailed | None = None
-                handed = False
-                for part in parts:
-                    # libpq refuses the mode for a command that an error before it has skipped.
-                    if part.rows and not failure:
-                        pgconn.set_chunked_rows_mode(CHUNK)
-                    while result := await wire.result():
-                        failure = failure or _failure(result)
-                        if failure or not part.rows or result.status not in _TUPLES:
-                            continue
-                        if position >= 0:
-                            # Chunks are followed by an empty result, which then says nothing new.
-                            if result.ntuples or not handed:
-                                answers.rows(position, result)
-                                handed = True
-                            if result.ntuples == CHUNK:
-                                await asyncio.sleep(0)
-                        elif result.ntuples:
-                            raw.append(result.get_value(0, 1) or b"")
-                    if part.prepares and failure:
-                        self._prepared.pop(part.prepares, None)
-                await wire.result()  # the sync
-                now = time.perf_counter()
+            for position in positions:
+                parts = queued.get(position) or queue(position)
+                wire.flush()
                 if position < 0:
-                    self._learn(raw, failure)
+                    failure = await self._answer(wire, parts, partial(_keep, facts))
+                    self._learn(facts, failure)
                 else:
+                    failure = await self._answer(wire, parts, partial(answers.rows, position))
                     self._forget(asks[position].text, failure)
+                now = time.perf_counter()
+                if position >= 0:
                     answers.end(position, failure, now - clock)
                 clock = now
-        pgconn.exit_pipeline_mode()
+        self._pgconn.exit_pipeline_mode()
+
+    async def _answer(
+        self, wire: "_Socket", parts: Sequence[_Part], take: Callable[[Rows], None]
+    ) -> QueryFailed | None:
+        """Read what comes back for one segment, up to its sync; the failure, if it failed."""
+        failure: QueryFailed | None = None
+        taken = False
+        for part in parts:
+            # libpq refuses the mode for a command that an error before it has skipped.
+            if part.rows and not failure:
+                self._pgconn.set_chunked_rows_mode(CHUNK)
+            while result := await wire.result():
+                if result.status == pq.ExecStatus.PIPELINE_SYNC:
+                    raise Unreachable(Down.CONNECTION_LOST, _OUT_OF_STEP)
+                failure = failure or _failure(result)
+                if failure or not part.rows or result.status not in _TUPLES:
+                    continue
+                # Chunks are followed by an empty result, which then says nothing new.
+                if result.ntuples or not taken:
+                    take(result)
+                    taken = True
+                if result.ntuples == CHUNK:
+                    await asyncio.sleep(0)
+            if part.prepares and failure:
+                self._prepared.pop(part.prepares, None)
+        sync = await wire.result()
+        if sync is None or sync.status != pq.ExecStatus.PIPELINE_SYNC:
+            raise Unreachable(Down.CONNECTION_LOST, _OUT_OF_STEP)
+        return failure
 
     def _send(
         self, text: str, timeout: float, current: float | None, values: list[bytes] | None
@@ -257,7 +279,10 @@ class Session:
             raise Unreachable(Down.OTHER, f"the server did not tell its facts: {detail}")
         if raw[0] != self._facts_raw:
             self._facts_raw = raw[0]
-            self._facts = _facts(json.loads(raw[0].decode(errors="replace")))
+            try:
+                self._facts = _facts(json.loads(raw[0].decode(errors="replace")))
+            except (ValueError, TypeError, KeyError):
+                raise Unreachable(Down.CONNECTION_LOST, _OUT_OF_STEP) from None
             # A pooler may take `options` and drop them; then settings travel with each statement.
             self.pooled = self.pooled or not self._facts.guarded
 
@@ -277,21 +302,21 @@ class _Socket:
 
     async def __aenter__(self) -> "_Socket":
         self._loop.add_reader(self._descriptor, self._readable.set)
-        self._flush()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._loop.remove_reader(self._descriptor)
         self._loop.remove_writer(self._descriptor)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what is queued, now and as soon as the socket takes more."""
         try:
             waits = self._pgconn.flush()
         except psycopg.OperationalError:
             waits = 0  # the reader will see the broken connection, and perhaps the server's word
             self._readable.set()
         if waits:
-            self._loop.add_writer(self._descriptor, self._flush)
+            self._loop.add_writer(self._descriptor, self.flush)
         else:
             self._loop.remove_writer(self._descriptor)
 
@@ -326,6 +351,11 @@ async def _cancel(request: pq.abc.PGcancelConn) -> None:
         pass  # the server is out of reach, or the statement is over: nothing is left to do
     finally:
         request.finish()
+
+
+def _keep(facts: list[bytes], rows: Rows) -> None:
+    if rows.ntuples:
+        facts.append(rows.get_value(0, 1) or b"")
 
 
 def _sqlstate(result: Rows) -> str:

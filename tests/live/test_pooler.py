@@ -1,10 +1,14 @@
 """Scrapes a server through a real PgBouncer, in session and in transaction mode."""
 
+import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pgvigil.config import Target
+from pgvigil.plan import Wanted
+from pgvigil.session import Answers, Ask, Rows, Session
 
 from lab import pgbouncer
 from lab.cluster import Cluster
@@ -27,6 +31,17 @@ slow:
 """
 
 
+pytestmark = pytest.mark.usefixtures("installed")
+
+
+@pytest.fixture
+def installed() -> None:
+    if not pgbouncer.available():
+        if os.environ.get("CI"):
+            pytest.fail("PgBouncer is not installed")
+        pytest.skip("PgBouncer is not installed")
+
+
 @pytest.mark.parametrize("major", [13, 18])
 @pytest.mark.parametrize(
     ("mode", "settings"),
@@ -41,10 +56,6 @@ slow:
 def test_a_server_behind_a_pooler_is_scraped_under_the_same_guards(
     cluster: Cluster, mode: str, settings: str, tmp_path: Path
 ) -> None:
-    if not pgbouncer.available():
-        if os.environ.get("CI"):
-            pytest.fail("PgBouncer is not installed")
-        pytest.skip("PgBouncer is not installed")
     path = tmp_path / "own.yml"
     path.write_text(OWN)
     server = cluster.primary
@@ -65,8 +76,9 @@ def test_a_server_behind_a_pooler_is_scraped_under_the_same_guards(
         neighbours = pool.map(lambda _: neighbour.scrape(), range(10))
         pages = [exporter.scrape() for _ in range(10)]
         pages += list(neighbours)
+        log = exporter.log + neighbour.log
     for page in pages:
-        assert page.reason is None
+        assert page.reason is None, log
         assert page.value("pg_in_recovery") == 0
         assert page.failed() <= {"own.slow"}
     guards = {dict(k)["name"]: dict(k)["setting"] for k in pages[9].series("pg_own_guard")}
@@ -82,3 +94,38 @@ def test_a_server_behind_a_pooler_is_scraped_under_the_same_guards(
     # What was set for us must not stay behind for whoever gets the connection next.
     left = server.execute("select count(*) from pg_stat_activity where state like 'idle in%'")
     assert left == [(0,)]
+
+
+async def ask_again_and_again(port: int, name: str, rounds: int) -> None:
+    """Ask what tells us apart from everybody else; fail when an answer is not to our question."""
+    loop = asyncio.get_running_loop()
+    connection = {"host": "127.0.0.1", "port": str(port), "user": "pgvigil", "dbname": "postgres"}
+    session = await Session.open(Target(name, connection), Wanted((), (), ()), loop.time() + 10)
+    # Of many lengths, so that packets end anywhere in a message.
+    asks = [Ask(f"select '{name} {n}', repeat('x', {n * 50})", 1.0) for n in range(30)]
+    for _ in range(rounds):
+        answers: dict[int, bytes | None] = {}
+        failures: list[object] = []
+
+        def rows(position: int, result: Rows, into: dict[int, bytes | None] = answers) -> None:
+            if result.ntuples:
+                into[position] = result.get_value(0, 0)
+
+        def end(_: int, failure: object, __: float, into: list[object] = failures) -> None:
+            into.append(failure)
+
+        await session.ask(asks, Answers(rows, end), loop.time() + 10)
+        assert failures == [None] * len(asks)
+        assert answers == {n: f"{name} {n}".encode() for n in range(30)}
+    session.close()
+
+
+@pytest.mark.parametrize("major", [18])
+def test_answers_are_never_mixed_up_in_a_pool_that_many_share(cluster: Cluster) -> None:
+    async def crowd(port: int) -> None:
+        async with asyncio.TaskGroup() as group:
+            for name in "abcd":
+                group.create_task(ask_again_and_again(port, name, 150))
+
+    with pgbouncer.pooled(cluster.primary, "transaction") as port:
+        asyncio.run(crowd(port))
