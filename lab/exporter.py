@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
@@ -106,12 +105,7 @@ class Exporter:
         """Return the running exporter; it is stopped at the end."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -133,10 +127,10 @@ class Exporter:
     def scrape(
         self, target: str | None = None, *, accept: str = "text/plain", timeout: float = 10
     ) -> Page:
-        """Scrape as Prometheus does, with its timeout told in the header; the answer is 200."""
+        """Scrape as Prometheus does: it tells its timeout and gives up then; the answer is 200."""
         headers = {"Accept": accept, "X-Prometheus-Scrape-Timeout-Seconds": str(timeout)}
         path = "/metrics" if target is None else f"/probe?target={target}"
-        response = self.get(path, headers)
+        response = self.get(path, headers, timeout)
         if response.status != 200:
             raise RuntimeError(f"{path}: {response.status} {response.body[:200]!r}")
         return Page(response.body.decode(), response.headers["content-type"])

@@ -72,7 +72,7 @@ class Target:
     @property
     def address(self) -> str:
         """`host:port/dbname` for a person, as far as the configuration tells; never a secret."""
-        known = {**_libpq_defaults(), **self.connection}
+        known = {**libpq_defaults(), **self.connection}
         host = known.get("host") or known.get("hostaddr") or "local socket"
         if known.get("service") and "host" not in self.connection:
             return f"service {known['service']}"
@@ -170,6 +170,15 @@ def has_password(dsn: str) -> bool:
         return not _SECRETS.isdisjoint(_parse(dsn))
     except ValueError:
         return True  # what cannot be read may hold one anywhere
+
+
+def libpq_defaults() -> dict[str, str]:
+    """What libpq takes where nothing is said: its environment, PGSERVICE's section, its own."""
+    return {
+        option.keyword.decode(): option.val.decode(errors="replace")
+        for option in pq.Conninfo.get_defaults()
+        if option.val and option.keyword != b"password"
+    }
 
 
 def _from_file(
@@ -289,7 +298,7 @@ def _split(text: str) -> Iterator[str]:
 
 
 def _name(connection: Mapping[str, str], taken: set[str]) -> str:
-    known = {**_libpq_defaults(), **connection}
+    known = {**libpq_defaults(), **connection}
     host = known.get("host") or known.get("hostaddr") or "localhost"
     base = re.sub(r"[^A-Za-z0-9_.:-]+", "-", f"{host}:{known.get('port', '5432')}").strip("-")
     name, number = base, 1
@@ -307,15 +316,6 @@ def _unreadable(path: Path) -> str | None:
     except OSError as error:
         return f"the password file cannot be read: {error.strerror}; mind its path, owner and mode"
     return None
-
-
-def _libpq_defaults() -> dict[str, str]:
-    """What libpq takes where nothing is said: its environment, PGSERVICE's section, its own."""
-    return {
-        option.keyword.decode(): option.val.decode(errors="replace")
-        for option in pq.Conninfo.get_defaults()
-        if option.val and option.keyword != b"password"
-    }
 
 
 _SECRETS = {o.keyword.decode() for o in pq.Conninfo.get_defaults() if o.dispchar == b"*"}

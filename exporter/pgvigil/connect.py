@@ -8,9 +8,9 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 
-from psycopg import conninfo, pq
+from psycopg import pq
 
-from pgvigil.config import Target
+from pgvigil.config import Target, libpq_defaults
 from pgvigil.errors import DOWN_BY_SQLSTATE, Down, Unreachable
 
 if pq.version() < 170000:
@@ -49,6 +49,9 @@ _TRANSPORT = {
 _DEFAULT, _VERBOSE = 1, 2
 """PQERRORS_DEFAULT and PQERRORS_VERBOSE of libpq-fe.h."""
 
+_FINAL = {*DOWN_BY_SQLSTATE.values()} - {Down.CANNOT_CONNECT_NOW}
+"""What a server refuses for, and would again at its next address; libpq stops there as well."""
+
 _WITHOUT_SQLSTATE = (
     # libpq's own words for what happens before a server speaks; it has no codes for them.
     (re.compile(r"could not translate host name|Name or service not known"), Down.HOST_UNKNOWN),
@@ -82,7 +85,11 @@ async def connect(target: Target, deadline: float, *, guarded: bool) -> pq.abc.P
         settings = " ".join(f"-c {key}={_escaped(value)}" for key, value in ours.items())
         # Ours stand last: what the operator wrote may add to them, not undo them.
         parameters["options"] = f"{given.get('options', '')} {settings}".strip()
-    attempts = await _attempts(parameters)
+    try:
+        async with asyncio.timeout_at(deadline):
+            attempts = await _attempts(parameters)
+    except TimeoutError:
+        raise Unreachable(Down.TIMEOUT, "the host's name was not looked up in time") from None
     clock = asyncio.get_running_loop().time
     failure = Unreachable(Down.HOST_UNKNOWN, "there is no address to try")
     for tried, attempt in enumerate(attempts):
@@ -90,11 +97,13 @@ async def connect(target: Target, deadline: float, *, guarded: bool) -> pq.abc.P
         share = (deadline - clock()) / (len(attempts) - tried)
         try:
             async with asyncio.timeout(share):
-                return await _start(conninfo.make_conninfo("", **attempt))
+                return await _start(_conninfo(attempt))
         except TimeoutError:
             failure = Unreachable(Down.TIMEOUT, "no answer to the connection in time")
         except Unreachable as error:
             failure = error
+            if error.reason in _FINAL:
+                break
     raise failure
 
 
@@ -103,7 +112,7 @@ async def _attempts(parameters: Mapping[str, str]) -> list[dict[str, str]]:
 
     Names are looked up here because libpq would stop the event loop for it.
     """
-    defaults = {o.keyword.decode(): o.val.decode() for o in pq.Conninfo.get_defaults() if o.val}
+    defaults = libpq_defaults()
     if "service" in parameters:
         return [dict(parameters)]  # its file may name the host; libpq alone reads it
     hosts = (parameters.get("host") or defaults.get("host") or "").split(",")
@@ -136,13 +145,13 @@ async def _attempts(parameters: Mapping[str, str]) -> list[dict[str, str]]:
     return attempts
 
 
-async def _start(text: str) -> pq.abc.PGconn:
+async def _start(text: bytes) -> pq.abc.PGconn:
     """A ready connection, or Unreachable with the condition the server named.
 
     psycopg's own connect keeps no SQLSTATE of a refused connection, and the server's words come in
     its own language. A verbose libpq writes the code into its message, if it is told in time.
     """
-    pgconn = pq.PGconn.connect_start(text.encode())
+    pgconn = pq.PGconn.connect_start(text)
     try:
         _verbosity(pgconn, _VERBOSE)
         await _poll(pgconn)
@@ -220,6 +229,13 @@ def unreachable(sqlstate: str, message: str) -> Unreachable:
         if pattern.search(detail):
             return Unreachable(reason, detail)
     return Unreachable(Down.OTHER, detail)
+
+
+def _conninfo(parameters: Mapping[str, str]) -> bytes:
+    """A connection string for libpq; unlike psycopg's it takes any bytes the environment holds."""
+    values = {k: v.replace("\\", r"\\").replace("'", r"\'") for k, v in parameters.items()}
+    text = " ".join(f"{key}='{value}'" for key, value in values.items())
+    return text.encode(errors="surrogateescape")
 
 
 def _escaped(value: str) -> str:
