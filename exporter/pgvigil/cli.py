@@ -19,7 +19,7 @@ from pgvigil.collect import Collector
 from pgvigil.config import Settings, Target, Told
 from pgvigil.errors import Problem, Refused, Unreachable
 from pgvigil.plan import Facts, Plan, make_plan, wanted
-from pgvigil.session import Answers, Session
+from pgvigil.session import Session
 
 USAGE_ERROR = 2
 """The exit code for a configuration or a catalogue that is refused."""
@@ -141,8 +141,7 @@ async def _explain_one(target: Target, queries: Sequence[catalogue.Query], sql: 
     deadline = asyncio.get_running_loop().time() + serve.DEFAULT_TIMEOUT
     try:
         session = await Session.open(target, wanted(queries), deadline)
-        silent = Answers(lambda _position, _rows: None, lambda _position, _fault, _seconds: None)
-        facts = await session.ask((), silent, deadline)
+        facts = await session.facts(deadline)
         session.close()
     except (Unreachable, TimeoutError) as error:
         print(f"{target.address}: {error or 'no answer in time'}", file=sys.stderr)

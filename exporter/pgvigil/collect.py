@@ -54,8 +54,6 @@ class Tally:
     seconds: float = 0.0
     rows: int = 0
     succeeded: bool = False
-    last_success: float = 0.0
-    """Seconds since the epoch; 0 before the first."""
     failures: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
 
@@ -176,7 +174,7 @@ class Collector:
     async def _ask_here(self, scrape: Scrape, deadline: float) -> None:
         session = await self._connected(deadline)
         if self.plan is None:
-            self._learn(await session.ask((), _NO_ANSWERS, deadline))
+            self._learn(await session.facts(deadline))
         for _ in range(3):  # a server may be promoted, but not again and again
             scrape.sheets.clear()
             reception = self._reception(scrape)
@@ -185,7 +183,7 @@ class Collector:
             except TimeoutError:
                 reception.give_up()
                 raise
-            if facts is self.facts:
+            if facts == self.facts:  # on a new connection another object tells the same
                 self.facts_at = time.time()
                 return
             self._learn(facts)
@@ -226,7 +224,7 @@ class Collector:
         if sheet.dropped:
             tally.dropped += sheet.dropped
         if failure is None:
-            tally.rows, tally.succeeded, tally.last_success = sheet.rows, True, time.time()
+            tally.rows, tally.succeeded = sheet.rows, True
             return
         if tally.succeeded or not tally.failures[failure.reason]:
             _log.warning(
@@ -322,6 +320,3 @@ class _Reception:
 
     def _name(self, position: int) -> str:
         return self._statements[position].query.name
-
-
-_NO_ANSWERS = Answers(lambda _position, _rows: None, lambda _position, _failure, _seconds: None)

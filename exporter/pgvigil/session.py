@@ -60,6 +60,9 @@ class Answers(NamedTuple):
     """The statement's fault, if any, and the seconds since the answer before it ended."""
 
 
+_NO_ANSWERS = Answers(lambda _position, _rows: None, lambda _position, _failure, _seconds: None)
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """One command of a segment; only the answers to `rows` concern the asker."""
@@ -154,6 +157,10 @@ class Session:
             except psycopg.OperationalError:
                 self.close()
         return not self.closed
+
+    async def facts(self, deadline: float) -> Facts:
+        """The facts alone; raises as `ask` does."""
+        return await self.ask((), _NO_ANSWERS, deadline)
 
     async def ask(self, asks: Sequence[Ask], answers: Answers, deadline: float) -> Facts:
         """Send all statements at once, hand over the answers as they come, return the facts.

@@ -112,7 +112,12 @@ def test_what_goes_wrong_in_one_query_leaves_all_others_standing(
         with Exporter(
             "--catalogue", str(odd_queries), environment={"PGVIGIL_DSN": dsn}
         ) as exporter:
-            pages = [exporter.scrape(), exporter.scrape()]
+            pages = [exporter.scrape()]
+            # Nor does a new connection, which finds the same facts, wake what rests.
+            server.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'pgvigil'"
+            )
+            pages.append(exporter.scrape())
             openmetrics = exporter.scrape(accept="application/openmetrics-text;version=1.0.0")
     finally:
         server.execute("drop sequence public.counting")
@@ -153,6 +158,7 @@ def test_what_goes_wrong_in_one_query_leaves_all_others_standing(
         ("doubled", "duplicate"): 2,
         ("endless", "max_series"): 1,
     }
+    assert pages[1].value("pgvigil_connects_total") == 2
     # What cannot work here is sent once, then rests; the server's log stays quiet about it.
     errors = server.errors_in_log(begin)
     for word in ("pg_authid", "nowhere", "syntax error"):
