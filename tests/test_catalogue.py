@@ -149,10 +149,10 @@ def test_an_unknown_key_is_refused_at_each_level(tmp_path: Path) -> None:
     text = GOOD.replace("max_series", "cost: 1\n  max_series").replace("help:", "hepl: x, help:")
     text = text.replace("  labels", "  needs: {roles: [x]}\n  labels")
     assert faults_of(tmp_path, text) == [
-        "own.yml:3: unknown key 'cost' (known here: labels, max_series, metrics, needs, on, sql, "
-        "timeout, why)",
-        "own.yml:9: unknown key 'hepl'; did you mean 'help'? (known here: column, help, since, "
-        "type, until, value)",
+        "own.yml:3: unknown key 'cost' (known here: every, labels, max_series, metrics, needs, on, "
+        "opt_in, priority, scope, sql, timeout, top, why)",
+        "own.yml:9: unknown key 'hepl'; did you mean 'help'? (known here: column, help, needs, other, "
+        "since, type, until, value)",
         "own.yml:5: unknown key 'roles' (known here: extension, function, privilege, setting)",
     ]
 
@@ -377,8 +377,8 @@ answers:
     third = tmp_path / "gone.yml"
     assert faults(first, second, third) == [
         "own.yml:9: the key 'own_answer' stands twice; the first is in line 7; remove one",
-        "own.yml:3: unknown key 'cost' (known here: labels, max_series, metrics, needs, on, sql, "
-        "timeout, why)",
+        "own.yml:3: unknown key 'cost' (known here: every, labels, max_series, metrics, needs, on, "
+        "opt_in, priority, scope, sql, timeout, top, why)",
         "own.yml:4: answers.max_series must be a whole number, not text "
         "(the most series one run may give; more are dropped and counted)",
         "own.yml:8: 'own-answer' is not a legal name here "

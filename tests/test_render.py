@@ -516,8 +516,8 @@ def test_the_page_of_a_server_that_is_up_tells_of_each_query() -> None:
         'pgvigil_query_dropped_samples_total{team="a",query="area.good",reason="duplicate"} 2',
     ]
     assert {
-        'pgvigil_query_refused{team="a",query="area.query",reason="version"} 1',
-        'pgvigil_query_refused{team="a",query="area.quiet",reason="undefined_table"} 1',
+        'pgvigil_query_skipped{team="a",query="area.query",reason="version"} 1',
+        'pgvigil_query_skipped{team="a",query="area.quiet",reason="undefined_table"} 1',
         'pgvigil_superuser{team="a"} 1',
     } <= set(samples)
     assert not [line for line in lines if line.startswith("pg_down_reason") and line[-1] == "1"]

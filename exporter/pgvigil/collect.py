@@ -101,7 +101,7 @@ class Collector:
         self.connects = 0
         self.connect_seconds = 0.0
         """What the last connection cost."""
-        self._queries = queries
+        self._queries = [query for query in queries if not query.every]
         self._wanted = wanted(queries)
         self._make_layout = make_layout
         self._session: Session | None = None

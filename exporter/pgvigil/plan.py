@@ -1,23 +1,43 @@
 """Decide which queries fit one server, and say why the others do not."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from pgvigil.catalogue import COLUMNS, Metric, Query, Variant
+from pgvigil.catalogue import COLUMNS, Metric, Needs, Query, Variant
+
+TOP_ROWS = 20_000
+"""Rows that a query with `top` may choose from; what it exposes is bound by `max_series`."""
+
+RAISES: Mapping[str, frozenset[str]] = {
+    # Functions that exist there, may be executed, and raise an error that the customer's log keeps
+    # (postgres_exporter #1273, DataDog integrations-core #4770, #6399, #14498, #20356).
+    "aurora": frozenset(
+        {
+            *("pg_last_wal_receive_lsn", "pg_last_wal_replay_lsn", "pg_last_xact_replay_timestamp"),
+            *("pg_current_wal_lsn", "pg_current_wal_insert_lsn", "pg_current_wal_flush_lsn"),
+            *("pg_walfile_name", "pg_is_wal_replay_paused", "pg_get_wal_replay_pause_state"),
+            *("pg_stat_wal_receiver", "pg_stat_get_wal_receiver", "pg_ls_waldir"),
+            *("pg_ls_archive_statusdir", "pg_control_checkpoint", "pg_control_recovery"),
+        }
+    ),
+}
+"""By managed service, what is not called there."""
 
 
 class Reason(StrEnum):
-    """Why a query is not sent to a server: the closed list behind `pgvigil_query_refused`."""
+    """Why a query is not sent to a server: the closed list behind `pgvigil_query_skipped`."""
 
+    DISABLED = "disabled"
     VERSION = "version"
     ROLE = "role"
     EXTENSION = "extension"
     PRIVILEGE = "privilege"
     FUNCTION = "function"
     SETTING = "setting"
+    PROVIDER = "provider"
 
 
 class Extension(NamedTuple):
@@ -44,6 +64,8 @@ class Facts:
     privileges: frozenset[str] = frozenset()
     functions: frozenset[str] = frozenset()
     settings: Mapping[str, str] = field(default_factory=dict)
+    provider: str = ""
+    """The managed service it is a part of, as `rds`; empty where none was recognised."""
 
     @property
     def major(self) -> int:
@@ -72,6 +94,15 @@ class Refusal(NamedTuple):
     detail: str
 
 
+class Loss(NamedTuple):
+    """A metric that a query cannot give on a server, and the fact that forbids it."""
+
+    metric: Metric
+    query: Query
+    reason: Reason
+    detail: str
+
+
 @dataclass(frozen=True, slots=True)
 class Statement:
     """A query as one server gets it: its text for that version, and the metrics that has."""
@@ -92,11 +123,13 @@ class Plan:
 
     statements: Sequence[Statement]
     refusals: Sequence[Refusal]
+    losses: Sequence[Loss] = ()
+    """What is missing from the statements."""
 
 
 def wanted(queries: Iterable[Query]) -> Wanted:
     """The facts to ask each server for, so that these queries can be planned there."""
-    needs = [query.needs for query in queries]
+    needs = [n for q in queries for n in (q.needs, *(metric.needs for metric in q.metrics))]
     return Wanted(
         sorted({name for need in needs for name in need.privilege}),
         sorted({name for need in needs for name in need.function}),
@@ -104,29 +137,72 @@ def wanted(queries: Iterable[Query]) -> Wanted:
     )
 
 
-def make_plan(queries: Iterable[Query], facts: Facts) -> Plan:
-    """Sort queries into those that fit a server and those that do not; asks nobody."""
+def disabled(
+    queries: Iterable[Query], enable: Collection[str], disable: Collection[str]
+) -> set[str]:
+    """The names of the queries that an operator does not want.
+
+    `enable` and `disable` hold names of areas and of queries; the name of a query goes before that
+    of its area.
+    """
+
+    def off(query: Query) -> bool:
+        for name in (query.name, query.area):
+            if name in disable:
+                return True
+            if name in enable:
+                return False
+        return query.opt_in
+
+    return {query.name for query in queries if off(query)}
+
+
+def make_plan(queries: Iterable[Query], facts: Facts, off: Container[str] = ()) -> Plan:
+    """Sort queries into those that fit a server and those that do not; asks nobody.
+
+    `off` holds the names of those that nobody wants.
+    """
     statements: list[Statement] = []
     refusals: list[Refusal] = []
+    losses: list[Loss] = []
     for query in queries:
+        if query.name in off:
+            detail = f"enable: [{query.name}] runs it" if query.opt_in else "disabled"
+            refusals.append(Refusal(query, Reason.DISABLED, detail))
+            continue
         variant = next((v for v in query.variants if v.since <= facts.major < v.until), None)
         metrics = tuple(metric for metric in query.metrics if metric.fits(facts.major))
         refusal = next(_obstacles(query, facts, variant, metrics), None)
         if refusal or not variant:
             refusals.append(Refusal(query, *(refusal or (Reason.VERSION, ""))))
-        else:
-            statements.append(Statement(query, _text(query, facts, variant, metrics), metrics))
-    return Plan(tuple(statements), tuple(refusals))
+            continue
+        lost = [
+            Loss(metric, query, *obstacle)
+            for metric in metrics
+            if (obstacle := next(_lacks(metric.needs, metric.value, facts), None))
+        ]
+        metrics = tuple(m for m in metrics if m not in [loss.metric for loss in lost])
+        if not metrics:
+            refusals.append(Refusal(query, lost[0].reason, lost[0].detail))
+            continue
+        losses += lost
+        statements.append(Statement(query, _text(query, facts, variant, metrics), metrics))
+    return Plan(tuple(statements), tuple(refusals), tuple(losses))
 
 
 def _obstacles(
     query: Query, facts: Facts, variant: Variant | None, metrics: Sequence[Metric]
 ) -> Iterator[tuple[Reason, str]]:
-    needs = query.needs
     if not variant or not metrics:
         yield Reason.VERSION, f"nothing for PostgreSQL {facts.major}"
+        return
     if query.role not in ("any", facts.role):
         yield Reason.ROLE, f"runs on a {query.role}, this is a {facts.role}"
+    yield from _lacks(query.needs, variant.text, facts)
+
+
+def _lacks(needs: Needs, text: str, facts: Facts) -> Iterator[tuple[Reason, str]]:
+    """What these needs, and a text of SQL, do not find on a server."""
     for name, least in needs.extension.items():
         extension = facts.extensions.get(name)
         if extension is None:
@@ -142,6 +218,9 @@ def _obstacles(
     for name, value in needs.setting.items():
         if facts.settings.get(name) != value:
             yield Reason.SETTING, f"{name} is {facts.settings.get(name)}, not {value}"
+    if raising := RAISES.get(facts.provider):
+        for name in sorted(raising.intersection(re.findall(r"\w+", text))):
+            yield Reason.PROVIDER, f"{name} raises an error on {facts.provider}"
 
 
 def _text(query: Query, facts: Facts, variant: Variant, metrics: Sequence[Metric]) -> str:
@@ -153,9 +232,10 @@ def _text(query: Query, facts: Facts, variant: Variant, metrics: Sequence[Metric
         m.column if m.value == m.column else f"{m.value} as {m.column}" for m in metrics
     )
     text = variant.text.replace(COLUMNS, ",\n  ".join(columns))
-    for name in query.needs.extension:
-        text = text.replace("{" + name + "}", facts.extensions[name].schema)
-    bound = max(1, query.max_series // len(metrics)) + 1
+    for needs in (query.needs, *(metric.needs for metric in metrics)):
+        for name in needs.extension:
+            text = text.replace("{" + name + "}", facts.extensions[name].schema)
+    bound = TOP_ROWS if query.top else max(1, query.max_series // len(metrics)) + 1
     return f"select * from (\n{text}\n) as bounded limit {bound}"  # noqa: S608
 
 

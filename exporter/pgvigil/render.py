@@ -380,7 +380,7 @@ def _about_queries(collector: Collector) -> Iterator[Family]:
     )
     refusals = collector.plan.refusals if collector.plan else ()
     yield _family(
-        "pgvigil_query_refused",
+        "pgvigil_query_skipped",
         "gauge",
         "1 for each query that is not sent to this server, with the fact that forbids it.",
         [((*labels, ("query", r.query.name), ("reason", r.reason)), 1) for r in refusals]

@@ -449,7 +449,18 @@ def _facts_text(wanted: Wanted) -> str:
       select pg_catalog.json_agg(f order by f)
       from pg_catalog.unnest({array(wanted.functions)}) as f
       where pg_catalog.has_function_privilege(pg_catalog.to_regprocedure(f), 'execute')),
-    'settings', {current(wanted.settings)})"""  # noqa: S608
+    'settings', {current(wanted.settings)},
+    'provider', case
+      when pg_catalog.to_regprocedure('pg_catalog.aurora_version()') is not null then 'aurora'
+      when pg_catalog.current_setting('neon.tenant_id', true) is not null then 'neon'
+      when pg_catalog.to_regrole('supabase_admin') is not null then 'supabase'
+      else (
+        select pg_catalog.min(s.provider)
+        from (values ('rdsadmin', 'rds'), ('cloudsqladmin', 'cloudsql'),
+          ('alloydbadmin', 'alloydb'), ('azure_maintenance', 'azure'), ('azure_sys', 'azure')
+        ) as s (datname, provider)
+        join pg_catalog.pg_database as d on d.datname = s.datname)
+      end)"""  # noqa: S608
 
 
 def _facts(told: Mapping[str, Any]) -> Facts:
@@ -464,4 +475,5 @@ def _facts(told: Mapping[str, Any]) -> Facts:
         privileges=frozenset(told["privileges"] or ()),
         functions=frozenset(told["functions"] or ()),
         settings=told["settings"],
+        provider=told["provider"] or "",
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pytest
-from pgvigil.catalogue import COLUMNS, SUPPORTED, Metric, Query, load
+from pgvigil.catalogue import COLUMNS, SUPPORTED, Metric, Needs, Query, load
 from pgvigil.plan import Extension, Facts, make_plan
 
 QUERIES = load()
@@ -45,13 +45,17 @@ FORBIDDEN = {
     *("information_schema", "pg_temp", "regclass"),
 }
 HARMFUL = re.compile(
-    r"pg_(total_|table_|indexes_|database_|tablespace_)?(relation_)?size"
+    r"pg_(total_|table_|indexes_)?(relation_)?size"
     r"|pg_get_\w*def|pg_get_expr|pg_get_viewdef|pgstat(tuple|index|ginindex|hashindex)\w*"
     r"|set_config|pg_(terminate|cancel)_backend|pg_reload_conf|pg_switch_wal|pg_stat_reset\w*"
-    r"|pg_read_(binary_)?file|pg_ls_dir|lo_\w+|dblink\w*|nextval|setval|txid_current"
+    r"|pg_ls_dir|lo_\w+|dblink\w*|nextval|setval|txid_current"
     r"|pg_current_xact_id|pg_advisory\w*|query_to_xml\w*|table_to_xml\w*|pg_sleep\w*"
 )
 """Functions that open relations of users, act on the server or use up what it has."""
+COSTLY = re.compile(r"pg_(database|tablespace)_size|pg_sequence_last_value")
+"""What looks at every file or sequence: for the background only, and not often."""
+CURIOUS = re.compile(r"pg_read_(binary_)?file")
+"""What reads files of the machine: only where the operator asked for it."""
 
 
 class Token(NamedTuple):
@@ -74,18 +78,25 @@ def tokens(text: str) -> list[Token]:
     return [token for token in found if token.kind != "comment"]
 
 
+def needs_of(query: Query) -> list[Needs]:
+    """What a query and its metrics need."""
+    return [query.needs, *(metric.needs for metric in query.metrics)]
+
+
 def texts() -> Iterator[Text]:
     """Each statement with its columns filled in, for each version; extensions as {name}."""
     for query in QUERIES:
         for major in SUPPORTED:
-            needs = query.needs
+            needs = needs_of(query)
             facts = Facts(
                 version=major * 10000,
                 in_recovery=query.role == "standby",
-                extensions={n: Extension("99", "{" + n + "}") for n in needs.extension},
-                privileges=frozenset(needs.privilege),
-                functions=frozenset(needs.function),
-                settings=needs.setting,
+                extensions={
+                    n: Extension("99", "{" + n + "}") for of in needs for n in of.extension
+                },
+                privileges=frozenset(name for of in needs for name in of.privilege),
+                functions=frozenset(name for of in needs for name in of.function),
+                settings={name: value for of in needs for name, value in of.setting.items()},
             )
             for statement in make_plan([query], facts).statements:
                 inner = statement.text.split("\n", 1)[1].rsplit("\n", 1)[0]
@@ -101,7 +112,9 @@ def qualified(before: Sequence[Token], schemas: Sequence[str]) -> bool:
 
 
 def schemas_of(query: Query) -> list[str]:
-    return ["pg_catalog", *("{" + name + "}" for name in query.needs.extension)]
+    """The schemas a statement may name: `pgvigil` is that of what `pgvigil grants` makes."""
+    extensions = {"{" + name + "}" for needs in needs_of(query) for name in needs.extension}
+    return ["pg_catalog", "pgvigil", *extensions]
 
 
 def with_queries(found: Sequence[Token]) -> set[str]:
@@ -165,6 +178,8 @@ def forbidden(text: Text) -> list[str]:
         token.text
         for position, token in enumerate(found)
         if (token.kind == "word" and (token.text in FORBIDDEN or HARMFUL.fullmatch(token.text)))
+        or (text.query.every < 60 and COSTLY.fullmatch(token.text))
+        or (not text.query.opt_in and CURIOUS.fullmatch(token.text))
         or (token.kind == "cast" and found[position + 1].text.startswith("reg"))
     ]
 

@@ -57,14 +57,14 @@ def test_every_query_works_for_every_user_and_the_server_log_stays_clean(
             promised = {m.name for q in QUERIES for m in q.metrics if m.fits(server.major)}
             exposed = {n for n in page.names if n.startswith("pg_")}
             assert exposed - promised == {"pg_up", "pg_down_reason"}, name
-            refused = {dict(k)["query"] for k in page.series("pgvigil_query_refused")}
+            refused = {dict(k)["query"] for k in page.series("pgvigil_query_skipped")}
             ran = {dict(k)["query"] for k in page.series("pgvigil_query_success")}
             assert refused | ran == {q.name for q in QUERIES}, name
             if name in ("pgvigil", "superuser"):
                 wrong_role = {q.name for q in QUERIES if q.role not in ("any", role)}
                 reasons = {
                     dict(k)["query"]: dict(k)["reason"]
-                    for k in page.series("pgvigil_query_refused")
+                    for k in page.series("pgvigil_query_skipped")
                 }
                 kept = {q for q, r in reasons.items() if r not in ("role", "version")}
                 assert kept == set(), reasons

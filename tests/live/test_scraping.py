@@ -165,7 +165,7 @@ def test_what_goes_wrong_in_one_query_leaves_all_others_standing(
         assert sum(word in line for line in errors) == 1, word
     resting = {
         dict(key)["query"].partition(".")[2]: dict(key)["reason"]
-        for key in pages[1].series("pgvigil_query_refused")
+        for key in pages[1].series("pgvigil_query_skipped")
         if dict(key)["query"].startswith("odd.")
     }
     assert resting == {
@@ -281,13 +281,13 @@ def test_a_new_extension_is_seen_at_the_next_scrape(fresh_server: Start, tmp_pat
     dsn = server.conninfo(**PGVIGIL.login)
     with Exporter("--catalogue", str(path), environment={"PGVIGIL_DSN": dsn}) as exporter:
         page = exporter.scrape()
-        assert page.value("pgvigil_query_refused", query="own.crypto", reason="extension") == 1
+        assert page.value("pgvigil_query_skipped", query="own.crypto", reason="extension") == 1
         server.execute('create schema "Odd Place"; create extension pgcrypto schema "Odd Place"')
         server.execute('grant usage on schema "Odd Place" to public')
         assert exporter.scrape().value("pg_own_salt") == 11
         server.execute("drop extension pgcrypto")
         page = exporter.scrape()
-        assert page.value("pgvigil_query_refused", query="own.crypto", reason="extension") == 1
+        assert page.value("pgvigil_query_skipped", query="own.crypto", reason="extension") == 1
     # The scrape that finds the extension gone has asked for it in the same breath.
     assert len(server.errors_in_log()) == 1
 

@@ -22,7 +22,17 @@ DEFAULT_TIMEOUT = 1.0
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.S)
 _FIRST_WORD = re.compile(r"\s*\(*\s*(select|with|values)\b", re.I)
 _OURS = re.compile(r"pgvigil_|process_|python_|pg_(up|down_reason)\Z")
-_UNITS = {"ms": 0.001, "s": 1.0}
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The facts that must hold on a server for a query, or for one of its metrics."""
+
+    extension: Mapping[str, str] = field(default_factory=dict)
+    privilege: Sequence[str] = ()
+    function: Sequence[str] = ()
+    setting: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,10 @@ class Metric:
     """The SQL expression `{columns}` computes; the column's own name unless the file says more."""
     since: int
     until: int
+    needs: Needs = Needs()
+    """What it needs beyond its query; where that is missing, the others stand."""
+    other: str = ""
+    """`sum`, `max` or `min`: what a gauge is on the other row of a top query; empty for none."""
 
     def fits(self, major: int) -> bool:
         """Whether servers of this major version have it."""
@@ -54,13 +68,17 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """The facts that must hold on a server for a query to be sent."""
+class Top:
+    """Which rows of many stand on their own; what is left becomes rows named other."""
 
-    extension: Mapping[str, str] = field(default_factory=dict)
-    privilege: Sequence[str] = ()
-    function: Sequence[str] = ()
-    setting: Mapping[str, str] = field(default_factory=dict)
+    rows: int
+    """How many each order brings in."""
+    by: Sequence[str]
+    """Columns: a counter's by its increase since the last run, another's by value."""
+    hold: float
+    """Seconds that a row stays after it came in, so that the set of series is stable."""
+    within: Sequence[str]
+    """Labels that the other rows keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +99,15 @@ class Query:
     metrics: Sequence[Metric]
     place: str
     line: int
+    every: float = 0.0
+    """Seconds between two runs in the background; 0 for a query that runs with each scrape."""
+    scope: str = "server"
+    """`server`, or `database` for a query that is asked in each database."""
+    top: Top | None = None
+    opt_in: bool = False
+    """Whether it runs only where the configuration enables it."""
+    priority: int = 5
+    """What gives way first when a page grows too large: 9 first, 1 last."""
 
     @property
     def area(self) -> str:
@@ -137,14 +164,12 @@ def _queries(document: documents.Document, sound: Any, area: str) -> Iterator[Qu
     for name, raw in (sound or {}).items():
         sql = raw.get("sql", [])
         parts = sql if isinstance(sql, list) else [{"text": sql}]
-        timeout = re.fullmatch(r"(\d+)(ms|s)", raw.get("timeout", f"{DEFAULT_TIMEOUT:.0f}s"))
-        assert timeout  # the schema holds the pattern
         yield Query(
             name=f"{area}.{name}",
             why=raw.get("why", "").strip(),
             role=raw.get("on", "any"),
             needs=Needs(**raw.get("needs", {})),
-            timeout=int(timeout[1]) * _UNITS[timeout[2]],
+            timeout=_seconds(raw.get("timeout", f"{DEFAULT_TIMEOUT:.0f}s")),
             max_series=raw.get("max_series", 1),
             labels=tuple(raw.get("labels", ())),
             variants=tuple(
@@ -157,7 +182,23 @@ def _queries(document: documents.Document, sound: Any, area: str) -> Iterator[Qu
             ),
             place=document.place,
             line=document.lines[(name,)],
+            every=_seconds(raw.get("every", "0s")),
+            scope=raw.get("scope", "server"),
+            top=_top(raw["top"]) if {"rows", "by"} <= raw.get("top", {}).keys() else None,
+            opt_in=raw.get("opt_in", False),
+            priority=raw.get("priority", 5),
         )
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+)(ms|s|m|h)", text)
+    assert found  # the schema holds the pattern
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def _top(raw: Mapping[str, Any]) -> Top:
+    hold = _seconds(raw.get("hold", "1h"))
+    return Top(raw["rows"], tuple(raw["by"]), hold, tuple(raw.get("within", ())))
 
 
 def _metric(name: str, raw: Mapping[str, Any]) -> Metric:
@@ -169,6 +210,8 @@ def _metric(name: str, raw: Mapping[str, Any]) -> Metric:
         value=raw.get("value", raw["column"]),
         since=_range(raw)[0],
         until=_range(raw)[1],
+        needs=Needs(**raw.get("needs", {})),
+        other=raw.get("other", ""),
     )
 
 
@@ -190,9 +233,30 @@ def _faults(document: documents.Document, query: Query) -> Iterator[Problem]:
         at = (here, "metrics", metric.name)
         for text in _metric_faults(query, metric):
             yield document.problem(at, text)
+    for text in _lane_faults(query):
+        yield document.problem((here,), f"{here}: {text}")
     if clash := {m.column for m in query.metrics} & set(query.labels):
         text = f"{here}: {', '.join(sorted(clash))}: a label and a value at once; drop one of them"
         yield document.problem((here,), text)
+
+
+def _lane_faults(query: Query) -> Iterator[str]:
+    """What is wrong with where and when a query runs, and with how its rows are chosen."""
+    if query.scope == "database":
+        if not query.every:
+            yield "scope database opens a connection to each database; say how often with every"
+        if "datname" in query.labels:
+            yield "scope database adds the label datname by itself; drop it from the labels"
+    if query.top is None:
+        if named := [metric.name for metric in query.metrics if metric.other]:
+            yield f"{named[0]} says other, which belongs to a query with top; drop it"
+        return
+    if not query.labels:
+        yield "top chooses among rows by their labels, and there are none; add labels"
+    if strange := [name for name in query.top.within if name not in query.labels]:
+        yield f"top.within names {strange[0]!r}, which is no label of this query"
+    if query.labels and set(query.labels) == set(query.top.within):
+        yield "top.within holds every label, so that nothing is left to choose; drop the last"
 
 
 def _text_faults(query: Query, variant: Variant) -> Iterator[str]:
@@ -202,6 +266,10 @@ def _text_faults(query: Query, variant: Variant) -> Iterator[str]:
     if ";" in bare:
         yield "a text must be one statement; remove the semicolon"
     words = set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", bare))
+    columns = {metric.column for metric in query.metrics} if COLUMNS in bare else set()
+    for column in query.top.by if query.top else ():
+        if column not in words | columns:
+            yield f"top.by names {column!r}, which is no column of this statement; select it"
     for label in query.labels:
         if label not in words:
             yield f"the label {label!r} is no column of this statement; select it by that name"
@@ -224,6 +292,10 @@ def _metric_faults(query: Query, metric: Metric) -> Iterator[str]:
         yield f"{name} is a gauge: only a counter's name may end in _total; rename it"
     if _OURS.match(name):
         yield f"{name} is a name of the exporter's own; choose another"
+    if metric.other and metric.type == "counter":
+        yield f"{name} is a counter: those add up on the other row by themselves; drop other"
+    if (metric.needs != Needs()) and not all(COLUMNS in v.text for v in query.variants):
+        yield f"{name} has needs, but the statement has no {COLUMNS} that could leave it out"
     if metric.since >= metric.until:
         yield f"{name}: since {metric.since} is not before until {metric.until}; mend one of them"
     if metric.value != metric.column and not all(COLUMNS in v.text for v in query.variants):
