@@ -151,8 +151,8 @@ def test_an_unknown_key_is_refused_at_each_level(tmp_path: Path) -> None:
     assert faults_of(tmp_path, text) == [
         "own.yml:3: unknown key 'cost' (known here: every, labels, max_series, metrics, needs, on, "
         "opt_in, priority, scope, sql, timeout, top, why)",
-        "own.yml:9: unknown key 'hepl'; did you mean 'help'? (known here: column, help, needs, other, "
-        "since, type, until, value)",
+        "own.yml:9: unknown key 'hepl'; did you mean 'help'? (known here: column, help, needs, "
+        "other, since, type, until, value)",
         "own.yml:5: unknown key 'roles' (known here: extension, function, privilege, setting)",
     ]
 
