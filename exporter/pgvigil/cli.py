@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from pgvigil import __version__, apart, catalogue, config, render, serve
+from pgvigil import __version__, apart, catalogue, config, grants, render, serve
 from pgvigil.collect import Collector
 from pgvigil.config import Settings, Target, Told
 from pgvigil.errors import Problem, Refused, Unreachable
@@ -173,29 +173,9 @@ def _print_plan(target: Target, facts: Facts, plan: Plan, sql: bool) -> None:
         print(f"-- {refusal.query.name}: {refusal.reason}: {refusal.detail}")
 
 
-DEFAULT_ROLE = "pgvigil"
-GRANTS = """\
--- A role for pgvigil: it sees all statistics, and no rows of anybody's tables.
--- Run this as a superuser, then set its password in psql: \\password {role}
-CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
-  CONNECTION LIMIT 5;
-GRANT pg_monitor TO {role};
--- The exporter sets the same for each of its sessions; here they hold for whoever has the password.
-ALTER ROLE {role} SET default_transaction_read_only = on;
-ALTER ROLE {role} SET search_path = pg_catalog;
-ALTER ROLE {role} SET statement_timeout = '5s';
-ALTER ROLE {role} SET lock_timeout = '250ms';
-ALTER ROLE {role} SET idle_in_transaction_session_timeout = '5s';
--- Only where PUBLIC may not connect to the database (then for each that is to be watched):
--- GRANT CONNECT ON DATABASE postgres TO {role};
-"""
-
-
 def _grants(told: argparse.Namespace) -> int:
-    # Any other name may be a key word, such as user.
-    plain = told.role == DEFAULT_ROLE
-    role = told.role if plain else '"' + told.role.replace('"', '""') + '"'
-    print(GRANTS.format(role=role), end="")
+    parts = [part for part in grants.PARTS if told.all or getattr(told, part)]
+    print(grants.script(told.role, parts, create=told.all or not parts), end="")
     return 0
 
 
@@ -291,7 +271,12 @@ def _parser() -> argparse.ArgumentParser:
                 "--no-sql", dest="sql", action="store_false", help="leave out the statements"
             )
         if name == "grants":
-            made.add_argument("--role", default=DEFAULT_ROLE, help="its name (default %(default)s)")
+            made.add_argument(
+                "--role", default=grants.DEFAULT_ROLE, help="its name (default %(default)s)"
+            )
+            for part, text in grants.PARTS.items():
+                made.add_argument(f"--{part}", action="store_true", help=f"instead, {text}")
+            made.add_argument("--all", action="store_true", help="the role and all of these")
 
     command("serve", _serve, "Serve the metrics of one or more servers.", common)
     command("check", _check, "Check configuration and catalogue, without any server.", common)

@@ -1,0 +1,143 @@
+"""Write the SQL that gives a role what pgvigil asks with, and no more than that."""
+
+from collections.abc import Collection
+
+DEFAULT_ROLE = "pgvigil"
+
+ROLE = """\
+-- A role for pgvigil: it sees all statistics, and no rows of anybody's tables.
+-- Run this as a superuser, then set its password in psql: \\password {role}
+CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
+  CONNECTION LIMIT 5;
+GRANT pg_monitor TO {role};
+-- The exporter sets the same for each of its sessions; here they hold for whoever has the password.
+ALTER ROLE {role} SET default_transaction_read_only = on;
+ALTER ROLE {role} SET search_path = pg_catalog;
+ALTER ROLE {role} SET statement_timeout = '5s';
+ALTER ROLE {role} SET lock_timeout = '250ms';
+ALTER ROLE {role} SET idle_in_transaction_session_timeout = '5s';
+-- Only where PUBLIC may not connect to the database (then for each that is to be watched):
+-- GRANT CONNECT ON DATABASE postgres TO {role};
+"""
+
+SCHEMA = """\
+-- The schema of the functions below, which run with the rights of whoever runs this script.
+-- Everybody may look names up in it, else a role that may not would get an error for asking.
+DO $$
+BEGIN
+  IF EXISTS (
+    SELECT FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid = n.nspowner
+    WHERE n.nspname = 'pgvigil' AND NOT r.rolsuper AND r.rolname <> current_user
+  ) THEN
+    RAISE EXCEPTION 'the schema pgvigil belongs to somebody else, who could replace what is in it';
+  END IF;
+END $$;
+CREATE SCHEMA IF NOT EXISTS pgvigil;
+GRANT USAGE ON SCHEMA pgvigil TO PUBLIC;
+"""
+
+SECURITY = """\
+-- Password kinds: discloses to the role how the password of each login role is stored (scram-sha-256,
+-- md5, none, other), and never a password or its hash.
+DROP FUNCTION IF EXISTS pgvigil.password_kinds();
+CREATE FUNCTION pgvigil.password_kinds(OUT rolname name, OUT kind text) RETURNS SETOF record
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS $$
+    SELECT rolname,
+      CASE
+        WHEN rolpassword IS NULL THEN 'none'
+        WHEN rolpassword LIKE 'SCRAM-SHA-256$%' THEN 'scram-sha-256'
+        WHEN rolpassword ~ '^md5[0-9a-f]{{32}}$' THEN 'md5'
+        ELSE 'other'
+      END
+    FROM pg_catalog.pg_authid
+    WHERE rolcanlogin
+  $$;
+REVOKE ALL ON FUNCTION pgvigil.password_kinds() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION pgvigil.password_kinds() TO {role};
+-- Rules of pg_hba.conf: discloses to the role of each rule its type, its method, whether it is for
+-- this machine alone and whether it is wrong. Not the names and addresses in it, and not its
+-- options, which may hold passwords of LDAP and RADIUS; pg_hba_file_rules() itself would show all.
+DROP FUNCTION IF EXISTS pgvigil.hba_rules();
+CREATE FUNCTION pgvigil.hba_rules(
+    OUT type text, OUT auth_method text, OUT local boolean, OUT wrong boolean,
+    OUT fingerprint integer) RETURNS SETOF record
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS $$
+    SELECT type, auth_method,
+      coalesce(type = 'local' OR address IN ('localhost', 'samehost')
+        OR (address LIKE '127.%' AND netmask LIKE '255.%')
+        OR (address = '::1' AND netmask = 'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff'), false),
+      error IS NOT NULL,
+      -- Of all but the options: whoever reads it cannot try passwords against it.
+      pg_catalog.hashtext(pg_catalog.concat_ws(' ', line_number, type, database, user_name,
+        address, netmask, auth_method, error IS NOT NULL))
+    FROM pg_catalog.pg_hba_file_rules()
+  $$;
+REVOKE ALL ON FUNCTION pgvigil.hba_rules() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION pgvigil.hba_rules() TO {role};
+"""
+
+HOST = """\
+-- Host figures: discloses to the role the load, memory, processor times, disks and networks of the
+-- machine the server runs on, and the limits of the server's control group. The function reads the
+-- files it knows and no others, and what cannot be read is NULL. Without it, the role would need
+-- pg_read_server_files, which reads every file of the server, data and keys included.
+DROP FUNCTION IF EXISTS pgvigil.host_file(text);
+CREATE FUNCTION pgvigil.host_file(name text) RETURNS text
+  LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS $$
+  DECLARE
+    own text;
+    path text;
+  BEGIN
+    IF name IN ('loadavg', 'meminfo', 'stat', 'vmstat', 'diskstats', 'pressure/cpu',
+      'pressure/io', 'pressure/memory')
+    THEN
+      path := '/proc/' || name;
+    ELSIF name = 'net/dev' THEN
+      path := '/proc/self/net/dev';
+    ELSIF name IN ('memory.max', 'memory.current', 'memory.events', 'cpu.max', 'cpu.stat') THEN
+      -- The server's own group, by the kernel's word; in a container it stands at the top.
+      own := pg_catalog.substring(
+        pg_catalog.pg_read_file('/proc/self/cgroup', 0, 65536, true), '(?n)^0::(/.*)$');
+      path := '/sys/fs/cgroup'
+        || CASE WHEN own IS NULL OR own = '/' OR own LIKE '%/..%' THEN '' ELSE own END
+        || '/' || name;
+    ELSE
+      RETURN NULL;
+    END IF;
+    RETURN pg_catalog.pg_read_file(path, 0, 1048576, true);
+  EXCEPTION WHEN OTHERS THEN
+    -- Some kernels have the files and refuse to read them.
+    RETURN NULL;
+  END $$;
+REVOKE ALL ON FUNCTION pgvigil.host_file(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION pgvigil.host_file(text) TO {role};
+"""
+
+BLOAT = ""
+
+_PLACE = """\
+-- Run this as a superuser, in the database that the exporter connects to; standbys get it from
+-- their primary. The role must exist. It may be run again.
+BEGIN;
+"""
+
+PARTS = {
+    "bloat": "what estimates of bloat need in all tables",
+    "security": "what findings on passwords and pg_hba.conf need",
+    "host": "what figures of the server's machine need",
+}
+"""What may be granted beyond the role itself, and what for."""
+
+
+def script(role: str, parts: Collection[str] = (), *, create: bool = True) -> str:
+    """The SQL that creates a role, unless told not to, and grants it some of PARTS."""
+    # Any other name may be a key word, such as user.
+    quoted = role if role == DEFAULT_ROLE else '"' + role.replace('"', '""') + '"'
+    texts = {"bloat": BLOAT, "security": SECURITY, "host": HOST}
+    wanted = [texts[part] for part in PARTS if part in parts]
+    if wanted:
+        wanted = [_PLACE, SCHEMA, *wanted, "COMMIT;\n"]
+    return "".join([ROLE, *wanted] if create else wanted).format(role=quoted)
