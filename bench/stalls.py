@@ -5,12 +5,11 @@ import gc
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
-from pgvigil import catalogue, config, render, serve
+from pgvigil import catalogue, config, ranking, serve
 from pgvigil.collect import Collector
 from psycopg import conninfo
 
@@ -69,7 +68,7 @@ def longest_gaps(line: str, extra: Path, scrapes: int) -> Gaps:
 async def _longest_gaps(line: str, extra: Path, scrapes: int) -> Gaps:
     connection = {key: str(value) for key, value in conninfo.conninfo_to_dict(line).items()}
     target = config.Target("bench", connection)
-    collector = Collector(target, catalogue.load([extra]), partial(render.Layout, constant={}))
+    collector = Collector(target, catalogue.load([extra]), ranking.layout)
     port = free_port()
     listener = serve.listen(config.Address("127.0.0.1", port))
     stop = asyncio.Event()

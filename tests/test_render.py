@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pgvigil import __version__, render
 from pgvigil.catalogue import Metric, Needs, Query, Variant
-from pgvigil.collect import Collector, Scrape, Tally
+from pgvigil.collect import Collector, Scrape
 from pgvigil.config import Target
 from pgvigil.errors import Down, QueryFailed
-from pgvigil.plan import Facts, Plan, Reason, Refusal, Statement
+from pgvigil.lane import Tally
+from pgvigil.plan import Facts, Loss, Plan, Reason, Refusal, Statement
 from pgvigil.render import Family, Layout, Sheet, headers
 from pgvigil.session import Rows
 from prometheus_client.openmetrics.parser import (
@@ -419,10 +420,10 @@ def test_whatever_rows_hold_the_page_parses_and_holds_the_same(
     assert +sheet.dropped == dropped
 
 
-def collector_of(labels: Mapping[str, str] | None = None, name: str = "main") -> Collector:
-    constant = labels or {}
-    target = Target(name, {"host": "db1"}, labels=constant)
-    return Collector(target, (), partial(Layout, constant=constant))
+def collector_of(
+    labels: Mapping[str, str] | None = None, name: str = "main", queries: Sequence[Query] = ()
+) -> Collector:
+    return Collector(Target(name, {"host": "db1"}, labels=labels or {}), queries, Layout)
 
 
 DOWN_PAGE = """\
@@ -453,6 +454,10 @@ pgvigil_scrape_duration_seconds{team="a"} 0.25
 # HELP pgvigil_scrapes_total Scrapes of the target, shared ones counted once.
 # TYPE pgvigil_scrapes_total counter
 pgvigil_scrapes_total{team="a"} 3
+# HELP pgvigil_scrapes_joined_total Requests that were answered by a scrape of the target that ran \
+already.
+# TYPE pgvigil_scrapes_joined_total counter
+pgvigil_scrapes_joined_total{team="a"} 0
 # HELP pgvigil_scrape_overruns_total Scrapes that their deadline cut short.
 # TYPE pgvigil_scrape_overruns_total counter
 pgvigil_scrape_overruns_total{team="a"} 0
@@ -481,28 +486,35 @@ def test_the_page_of_a_server_that_is_down_says_why() -> None:
 
 def scraped() -> tuple[Collector, Scrape]:
     """A target whose last scrape went well but for one query, and refused another."""
-    collector = collector_of({"team": "a"})
+    good, bad, quiet, before = (
+        replace(statement("pg_a", labels=["x"]).query, name=f"area.{name}")
+        for name in ("good", "bad", "quiet", "before")
+    )
+    collector = collector_of({"team": "a"}, queries=(good, bad, quiet, before))
     sheet = Layout(statement("pg_a", labels=["x"]), collector.target.labels).sheet()
     sheet.add(rows(Column("x", TEXT, [b"1"]), Column("pg_a", INT8, [b"7"])))
     refused = statement("pg_b").query
     collector.facts = Facts(160004, in_recovery=False, superuser=True)
-    collector.plan = Plan((), (Refusal(refused, Reason.VERSION, "nothing for PostgreSQL 16"),))
-    layout = Layout(statement("pg_a", labels=["x"]), collector.target.labels)
-    collector.layouts = {"area.good": layout, "area.bad": layout}
-    collector.tallies = {
+    collector.plan = Plan(
+        tuple(Statement(query, "select", ()) for query in (good, bad)),
+        (Refusal(refused, Reason.VERSION, "nothing for PostgreSQL 16"),),
+        (Loss(statement("pg_c").metrics[0], good, Reason.EXTENSION, "it is too old"),),
+    )
+    missing = QueryFailed("undefined_table", "no such table", "42P01")
+    collector.ledger.settle(quiet, "", sheet, missing, 0.1)
+    collector.ledger.tallies = {
         # It ran while the server had another role.
-        "area.before": Tally(1.0, 1, True),
-        "area.good": Tally(0.5, 1, succeeded=True, dropped=Counter(duplicate=2)),
-        "area.bad": Tally(1e-7, failures=Counter(lock_not_available=1, other=2)),
+        "area.before": Tally(1.0, {"": 1}),
+        "area.good": Tally(0.5, {"": 1}, dropped=Counter(duplicate=2)),
+        "area.bad": Tally(1e-7, failing={""}, failures=Counter(lock_not_available=1, other=2)),
     }
-    collector.quiet = {"area.quiet": (1.0, QueryFailed("undefined_table", "no such table"))}
     return collector, Scrape(up=True, down=None, sheets={"area.good": sheet})
 
 
 def test_the_page_of_a_server_that_is_up_tells_of_each_query() -> None:
     lines = written(render.families(*scraped())).splitlines()
     samples = [line for line in lines if not re.match(r"#|pg_down_reason.* 0$", line)]
-    assert samples[:11] == [
+    assert samples[:12] == [
         'pg_up{team="a"} 1',
         'pg_a{team="a",x="1"} 7',
         'pgvigil_query_success{team="a",query="area.good"} 1',
@@ -511,6 +523,7 @@ def test_the_page_of_a_server_that_is_up_tells_of_each_query() -> None:
         'pgvigil_query_seconds_total{team="a",query="area.bad"} 1e-07',
         'pgvigil_query_rows{team="a",query="area.good"} 1',
         'pgvigil_query_rows{team="a",query="area.bad"} 0',
+        'pgvigil_query_series{team="a",query="area.good"} 1',
         'pgvigil_query_failures_total{team="a",query="area.bad",reason="lock_not_available"} 1',
         'pgvigil_query_failures_total{team="a",query="area.bad",reason="other"} 2',
         'pgvigil_query_dropped_samples_total{team="a",query="area.good",reason="duplicate"} 2',
@@ -518,6 +531,7 @@ def test_the_page_of_a_server_that_is_up_tells_of_each_query() -> None:
     assert {
         'pgvigil_query_skipped{team="a",query="area.query",reason="version"} 1',
         'pgvigil_query_skipped{team="a",query="area.quiet",reason="undefined_table"} 1',
+        'pgvigil_metric_skipped{team="a",metric="pg_c",reason="extension"} 1',
         'pgvigil_superuser{team="a"} 1',
     } <= set(samples)
     assert not [line for line in lines if line.startswith("pg_down_reason") and line[-1] == "1"]

@@ -6,15 +6,15 @@ import json
 import socket
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
 from pgvigil import render, serve
 from pgvigil.catalogue import Metric, Needs, Query, Variant
-from pgvigil.collect import Collector, Scrape, Tally
+from pgvigil.collect import Collector, Scrape
 from pgvigil.config import Address, Target
 from pgvigil.errors import QueryFailed
+from pgvigil.lane import Tally
 from pgvigil.plan import Facts, Plan, Reason, Refusal, Statement
 from pgvigil.render import Family, Layout, Sheet, headers
 from pgvigil.serve import Application
@@ -99,16 +99,16 @@ def collector_of(name: str = "main", **connection: str) -> Collector:
     """A collector of a server that is not there."""
     nowhere = {"host": "127.0.0.1", "port": str(free_port())}
     target = Target(name, {**nowhere, **connection})
-    return Collector(target, (), partial(Layout, constant={}))
+    return Collector(target, (QUERY,), Layout)
 
 
 class Prepared(Collector):
     """A collector whose scrape is known beforehand, and that notes the deadlines it is given."""
 
     def __init__(self, *families: Family) -> None:
-        super().__init__(Target("main"), (), partial(Layout, constant={}))
+        super().__init__(Target("main"), (), Layout)
         sheet = Sheet.__new__(Sheet)
-        sheet.families = list(families)
+        sheet.families, sheet.series = list(families), 0
         self.prepared = Scrape(up=True, down=None, sheets={"area.query": sheet})
         self.deadlines: list[float] = []
 
@@ -405,7 +405,7 @@ def test_the_page_for_people_lets_no_name_be_markup() -> None:
     collector.facts = Facts(160004, in_recovery=False, user="<u>", superuser=True)
     refusal = Refusal(QUERY, Reason.PRIVILEGE, "<s> lacks")
     collector.plan = Plan((Statement(QUERY, "select", ()),), (refusal,))
-    collector.tallies = {QUERY.name: Tally(failures=Counter({"<em>": 1}))}
+    collector.ledger.tallies = {QUERY.name: Tally(failing={""}, failures=Counter({"<em>": 1}))}
     page = ask(Application([collector]), "/").text
     for name in ("<i>", "<b>&", "<u>", "<s> lacks", "<em>", "<why>", "canary"):
         assert name not in page
@@ -416,13 +416,17 @@ def test_the_page_for_people_lets_no_name_be_markup() -> None:
 def test_the_page_for_people_tells_what_runs_and_what_does_not() -> None:
     collector = collector_of()
     collector.plan = Plan((Statement(QUERY, "select", ()),), (REFUSED,))
-    collector.tallies = {QUERY.name: Tally(rows=3, succeeded=True)}
+    collector.ledger.tallies = {QUERY.name: Tally(rows={"": 3})}
     page = ask(Application([collector]), "/").text
     assert "1 queries run here" in page
-    assert "<td>area.query</td><td>&lt;why&gt;</td><td class=number>3 rows</td>" in page
-    assert "1 queries do not run here" in page
+    assert "<td>area.query</td><td>&lt;why&gt;</td>" in page
+    assert "<td class=number>scrape</td><td class=number>3 rows</td>" in page
+    assert "1 queries or metrics do not run here" in page
     assert "<td>area.query</td><td>version</td><td>nothing for PostgreSQL 16</td>" in page
-    collector.quiet = {QUERY.name: (1.0, QueryFailed("undefined_table", "no such table"))}
+    missing = QueryFailed("undefined_table", "no such table", "42P01")
+    collector.ledger.settle(
+        QUERY, "", Layout(Statement(QUERY, "", QUERY.metrics), {}).sheet(), missing, 0.1
+    )
     page = ask(Application([collector]), "/").text
     assert "queries run here" not in page
     assert "<td>area.query</td><td>undefined_table</td><td>no such table</td>" in page

@@ -1,24 +1,36 @@
-"""Wire the rooms together behind the commands serve, check, explain and grants."""
+"""Wire the rooms together behind the commands serve, check, explain, reference and grants."""
 
 import argparse
 import asyncio
+import difflib
 import gc
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import structlog
 
-from pgvigil import __version__, apart, catalogue, config, grants, render, serve
+from pgvigil import (
+    __version__,
+    apart,
+    catalogue,
+    config,
+    grants,
+    ranking,
+    reference,
+    render,
+    serve,
+    standards,
+)
 from pgvigil.collect import Collector
 from pgvigil.config import Settings, Target, Told
 from pgvigil.errors import Problem, Refused, Unreachable
-from pgvigil.plan import Facts, Plan, make_plan, wanted
+from pgvigil.plan import Facts, Plan, Statement, disabled, make_plan, wanted
 from pgvigil.session import Session
 
 USAGE_ERROR = 2
@@ -80,8 +92,7 @@ def _serve(told: argparse.Namespace) -> int:
         _log.error("cannot listen", address=str(settings.listen), reason=error.strerror)
         return FAILURE
     collectors = [
-        Collector(target, queries, partial(render.Layout, constant=target.labels))
-        for target in settings.targets
+        Collector(target, queries, partial(_layout, target)) for target in settings.targets
     ]
     announce = partial(
         _log.info,
@@ -96,6 +107,11 @@ def _serve(told: argparse.Namespace) -> int:
     asyncio.run(_serving(collectors, listener, announce))
     _log.info("pgvigil ends")
     return 0
+
+
+def _layout(target: Target, statement: Statement, labels: Mapping[str, str]) -> render.Layout:
+    """How the rows of a statement on a target are written down."""
+    return ranking.layout(statement, {**target.labels, **labels})
 
 
 async def _serving(
@@ -146,7 +162,8 @@ async def _explain_one(target: Target, queries: Sequence[catalogue.Query], sql: 
     except (Unreachable, TimeoutError) as error:
         print(f"{target.address}: {error or 'no answer in time'}", file=sys.stderr)
         return FAILURE
-    _print_plan(target, facts, make_plan(queries, facts), sql)
+    off = disabled(queries, target.enable, target.disable)
+    _print_plan(target, facts, make_plan(queries, facts, off), sql)
     return 0
 
 
@@ -173,6 +190,15 @@ def _print_plan(target: Target, facts: Facts, plan: Plan, sql: bool) -> None:
         print(f"-- {refusal.query.name}: {refusal.reason}: {refusal.detail}")
 
 
+def _reference(told: argparse.Namespace) -> int:
+    used: dict[str, list[str]] = {}
+    for standard in standards.load():
+        for name in standard.metrics:
+            used.setdefault(name, []).append(standard.id)
+    print(reference.page(catalogue.load(told.catalogue), used), end="")
+    return 0
+
+
 def _grants(told: argparse.Namespace) -> int:
     parts = [part for part in grants.PARTS if told.all or getattr(told, part)]
     print(grants.script(told.role, parts, create=told.all or not parts), end="")
@@ -195,9 +221,23 @@ def _settled(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query,
         queries = catalogue.load(extra)
     except Refused as error:
         problems += error.problems
+    if settings and not problems:
+        problems += _unknown(settings, queries)
     if problems or settings is None:
         raise Refused(problems)
     return settings, queries
+
+
+def _unknown(settings: Settings, queries: Sequence[catalogue.Query]) -> Iterator[Problem]:
+    """What a target enables or disables that no catalogue has."""
+    known = {name for query in queries for name in (query.name, query.area)}
+    for target in settings.targets:
+        for name in (*target.enable, *target.disable):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                guess = f"did you mean {near[0]!r}?" if near else "`pgvigil explain` lists them"
+                text = f"{name!r} is no area and no query of the catalogue; {guess}"
+                yield Problem(f"target {target.name}", None, text)
 
 
 def _log_to_stderr(level: str) -> None:
@@ -270,6 +310,15 @@ def _parser() -> argparse.ArgumentParser:
             made.add_argument(
                 "--no-sql", dest="sql", action="store_false", help="leave out the statements"
             )
+        if name == "reference":
+            made.add_argument(
+                "--catalogue",
+                type=Path,
+                action="append",
+                default=[],
+                metavar="PATH",
+                help="file or folder with queries of your own; may be given more than once",
+            )
         if name == "grants":
             made.add_argument(
                 "--role", default=grants.DEFAULT_ROLE, help="its name (default %(default)s)"
@@ -283,5 +332,6 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "explain", _explain, "Show what would run on a server, what would not, and why.", common
     )
+    command("reference", _reference, "Print the reference of all metrics as Markdown.")
     command("grants", _grants, "Print the SQL that makes a role for monitoring.")
     return parser

@@ -1,61 +1,23 @@
-"""Run the plan of one target, one scrape at a time, so that no fault costs more than its query."""
+"""Scrape one target: the fresh queries now, and what the slow lane has found."""
 
 import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import structlog
 
 from pgvigil.catalogue import Query
 from pgvigil.config import Target
-from pgvigil.errors import Down, QueryFailed, Unreachable
-from pgvigil.plan import Facts, Plan, Statement, make_plan, wanted
-from pgvigil.session import Answers, Ask, Rows, Session
-
-LIFETIME = 600.0
-"""Seconds after which a connection is made anew: a backend's memory grows with its age, and so the
-way to connect is tried now and then (postgres_exporter #694, #436)."""
-
-QUIET = 3600.0
-"""Seconds for which a query that cannot work here is not sent again, for the server log's sake."""
-
-_CANNOT_WORK = ("0A", "3D", "3F", "42")
-"""SQLSTATE classes that the next scrape would meet again: not supported, not there, not allowed."""
+from pgvigil.errors import Down, Unreachable
+from pgvigil.lane import LIFETIME, Layout, Ledger, MakeLayout, Reception, Sheet
+from pgvigil.plan import Facts, Loss, Plan, Statement, disabled, make_plan, wanted
+from pgvigil.session import Session
+from pgvigil.slow import Result, SlowLane
 
 _log = structlog.get_logger()
-
-
-class Sheet(Protocol):
-    """What the rows of one run of one statement are written on."""
-
-    rows: int
-    dropped: Counter[str]
-    """The samples that were left out, by reason."""
-
-    def add(self, rows: Rows) -> None:
-        """Take some rows; raises QueryFailed when they are not what the catalogue declares."""
-
-
-class Layout(Protocol):
-    """Gives the sheets for the runs of one statement."""
-
-    def sheet(self) -> Sheet:
-        """A sheet for one run."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """What one query has done on one target since the program started."""
-
-    seconds: float = 0.0
-    rows: int = 0
-    succeeded: bool = False
-    failures: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
@@ -67,43 +29,50 @@ class Scrape:
     down: Down | None = Down.TIMEOUT
     detail: str = "no answer yet"
     sheets: dict[str, Sheet] = field(default_factory=dict)
-    """Those that are complete, by query, in the plan's order."""
+    """Those of the fresh queries that are complete, by query, in the plan's order."""
+    results: Sequence[Result] = ()
+    """What the slow lane has found, one after the other by query."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """The series for which the target's `max_series` left no room, by query."""
     seconds: float = 0.0
     ended_at: float = 0.0
     """Seconds since the epoch."""
 
 
 class Collector:
-    """The fresh lane of one target: its connection, its plan and what became of each query.
+    """One target: its fresh lane, its slow lane and the books of both.
 
     `make_layout` says how a statement's rows are written down.
     """
 
-    def __init__(
-        self, target: Target, queries: Sequence[Query], make_layout: Callable[[Statement], Layout]
-    ) -> None:
+    def __init__(self, target: Target, queries: Sequence[Query], make_layout: MakeLayout) -> None:
         self.target = target
+        self.queries = queries
         self.facts: Facts | None = None
         """As last seen; kept while the server is away."""
         self.facts_at = 0.0
         """When the facts were last confirmed, in seconds since the epoch."""
         self.plan: Plan | None = None
+        """For what is asked of the server as a whole, fresh or slow."""
         self.last: Scrape | None = None
-        """The last scrape that ended, without its sheets."""
-        self.layouts: dict[str, Layout] = {}
-        """How each query of the plan is written down."""
-        self.tallies: dict[str, Tally] = {}
-        self.quiet: dict[str, tuple[float, QueryFailed]] = {}
-        """Queries that proved impossible here: until when they rest (monotonic), and why."""
+        """The last scrape that ended, without its results."""
         self.scrapes = 0
+        self.joined = 0
+        """Requests that were answered by a scrape that ran already."""
         self.overruns = 0
         """Scrapes that the deadline cut short."""
         self.connects = 0
         self.connect_seconds = 0.0
         """What the last connection cost."""
-        self._queries = [query for query in queries if not query.every]
-        self._wanted = wanted(queries)
+        self.ledger = Ledger(target.name)
+        self._off = disabled(queries, target.enable, target.disable)
+        slow = [query for query in queries if query.every]
+        self.slow = SlowLane(target, slow, self._off, self.ledger, make_layout)
+        self._queries = [query for query in queries if query.scope == "server"]
+        self._wanted = wanted(self._queries)
+        self._by_name = {query.name: query for query in queries}
         self._make_layout = make_layout
+        self._fresh: list[tuple[Statement, Layout]] = []
         self._session: Session | None = None
         self._lifetime = 0.0
         self._running: tuple[asyncio.Task[None], Scrape] | None = None
@@ -111,12 +80,32 @@ class Collector:
     @property
     def connections(self) -> int:
         """Connections open now."""
-        return int(self._session is not None and not self._session.closed)
+        return int(self._session is not None and not self._session.closed) + self.slow.connections
 
     @property
     def tls(self) -> bool:
         """Whether the open connection is encrypted."""
         return self._session is not None and self._session.tls
+
+    def running(self) -> set[str]:
+        """The names of the queries that run here."""
+        names = {s.query.name for s in self.plan.statements} if self.plan else set()
+        return names | self.slow.running()
+
+    def losses(self) -> Iterator[Loss]:
+        """The metrics that are missing though their query runs."""
+        yield from self.plan.losses if self.plan else ()
+        yield from self.slow.losses()
+
+    def refusals(self) -> Iterator[tuple[Query, str, str]]:
+        """Each query that does not run, the reason and a detail for a person."""
+        plan = self.plan.refusals if self.plan else ()
+        for refusal in (*plan, *self.slow.refusals()):
+            yield refusal.query, refusal.reason, refusal.detail
+        for (name, database), rest in self.ledger.resting().items():
+            where = f" in {database}" if database else ""
+            query = self._by_name[name]
+            yield query, rest.failure.reason, f"{rest.failure.detail}{where}"
 
     async def scrape(self, deadline: float) -> Scrape:
         """The result of a scrape, at the latest at `deadline` (a time of the loop's clock).
@@ -130,6 +119,8 @@ class Collector:
             task = loop.create_task(self._run(scrape, deadline))
             task.add_done_callback(self._look_back)
             self._running = task, scrape
+        else:
+            self.joined += 1
         task, scrape = self._running
         await asyncio.wait({task}, timeout=max(0.0, deadline - loop.time()))
         return scrape
@@ -139,6 +130,7 @@ class Collector:
         if self._running:
             self._running[0].cancel()
             await asyncio.wait({self._running[0]})
+        await self.slow.close()
         if self._session:
             self._session.close()
 
@@ -154,10 +146,11 @@ class Collector:
                 scrape.down, scrape.detail = Down.TIMEOUT, "no answer before the deadline"
         finally:
             self._running = None
+            self._complete(scrape)
             scrape.seconds, scrape.ended_at = time.perf_counter() - begun, time.time()
             self.scrapes += 1
             self._tell(scrape)
-            self.last = replace(scrape, sheets={})
+            self.last = replace(scrape, sheets={}, results=())
             self._retire()
 
     async def _ask_all(self, scrape: Scrape, deadline: float) -> None:
@@ -179,9 +172,10 @@ class Collector:
             scrape.sheets.clear()
             reception = self._reception(scrape)
             try:
-                facts = await session.ask(reception.asks, reception.answers(), deadline)
+                facts = await session.ask(reception.asks, reception.answers, deadline)
             except TimeoutError:
-                reception.give_up()
+                if scrape.up:  # else it is no fault of any query
+                    reception.give_up()
                 raise
             if facts == self.facts:  # on a new connection another object tells the same
                 self.facts_at = time.time()
@@ -205,39 +199,47 @@ class Collector:
                 user=facts.user,
             )
         self.facts, self.facts_at = facts, time.time()
-        self.plan = make_plan(self._queries, facts)
-        self.layouts = {s.query.name: self._make_layout(s) for s in self.plan.statements}
-        self.quiet.clear()
+        self.plan = make_plan(self._queries, facts, self._off)
+        fresh = (statement for statement in self.plan.statements if not statement.query.every)
+        self._fresh = [(statement, self._make_layout(statement, {})) for statement in fresh]
+        self.ledger.wake()
 
-    def _reception(self, scrape: Scrape) -> "_Reception":
-        assert self.plan
-        now = time.monotonic()
-        self.quiet = {name: rest for name, rest in self.quiet.items() if rest[0] > now}
-        chosen = [s for s in self.plan.statements if s.query.name not in self.quiet]
-        sheets = [self.layouts[statement.query.name].sheet() for statement in chosen]
-        return _Reception(self, scrape, chosen, sheets)
+    def _reception(self, scrape: Scrape) -> Reception:
+        resting = self.ledger.resting()
+        work = [
+            (statement, layout.sheet())
+            for statement, layout in self._fresh
+            if (statement.query.name, "") not in resting
+        ]
 
-    def settle(self, query: Query, sheet: Sheet, failure: QueryFailed | None, took: float) -> None:
-        """Book what one run of one query came to."""
-        tally = self.tallies.setdefault(query.name, Tally())
-        tally.seconds += took
-        if sheet.dropped:
-            tally.dropped += sheet.dropped
-        if failure is None:
-            tally.rows, tally.succeeded = sheet.rows, True
+        def done(statement: Statement, sheet: Sheet) -> None:
+            scrape.sheets[statement.query.name] = sheet
+
+        def alive() -> None:
+            scrape.up, scrape.down, scrape.detail = True, None, ""
+
+        return Reception(self.ledger, "", work, done, alive)
+
+    def _complete(self, scrape: Scrape) -> None:
+        """Add what the slow lane knows, as far as there is room."""
+        if not scrape.up or not self.facts or not self.plan:
             return
-        if tally.succeeded or not tally.failures[failure.reason]:
-            _log.warning(
-                "a query failed",
-                target=self.target.name,
-                query=query.name,
-                reason=failure.reason,
-                detail=failure.detail,
-            )
-        tally.failures[failure.reason] += 1
-        tally.succeeded = False
-        if failure.sqlstate.startswith(_CANNOT_WORK) or failure.reason == "wrong_columns":
-            self.quiet[query.name] = time.monotonic() + QUIET, failure
+        self.slow.scraped(self.facts, self.plan)
+        results = list(self.slow.results())
+        claims = [(self._by_name[name], sheet) for name, sheet in scrape.sheets.items()]
+        claims += [(result.statement.query, result.sheet) for result in results]
+        room = self.target.max_series
+        left_out: Counter[str] = Counter()
+        dropped: set[int] = set()
+        for query, sheet in sorted(claims, key=lambda claim: claim[0].priority):
+            if sheet.series <= room:
+                room -= sheet.series
+            else:
+                left_out[query.name] += sheet.series
+                dropped.add(id(sheet))
+        scrape.left_out = left_out
+        scrape.sheets = {n: sheet for n, sheet in scrape.sheets.items() if id(sheet) not in dropped}
+        scrape.results = [result for result in results if id(result.sheet) not in dropped]
 
     def _tell(self, scrape: Scrape) -> None:
         """Log that a server went down or came back; once, not at each scrape."""
@@ -262,61 +264,3 @@ class Collector:
         session = self._session
         if session and time.monotonic() - session.opened > self._lifetime:
             session.close()
-
-
-class _Reception:
-    """Takes the answers to one pipeline and stands between each query and all the others."""
-
-    def __init__(
-        self,
-        collector: Collector,
-        scrape: Scrape,
-        statements: Sequence[Statement],
-        sheets: Sequence[Sheet],
-    ) -> None:
-        self.asks = [Ask(s.text, s.query.timeout) for s in statements]
-        self._collector = collector
-        self._scrape = scrape
-        self._statements = statements
-        self._sheets = sheets
-        self._faults: dict[int, QueryFailed] = {}
-        self._ended = 0
-
-    def answers(self) -> Answers:
-        return Answers(self._rows, self._end)
-
-    def _rows(self, position: int, rows: Rows) -> None:
-        self._up()
-        if position in self._faults:
-            return
-        try:
-            self._sheets[position].add(rows)
-        except QueryFailed as failure:
-            self._faults[position] = failure
-        except Exception as error:  # noqa: BLE001  the wall: one query's oddity stays its own
-            _log.exception("a result could not be read", query=self._name(position))
-            self._faults[position] = QueryFailed("unreadable", type(error).__name__)
-
-    def _end(self, position: int, failure: QueryFailed | None, seconds: float) -> None:
-        self._up()
-        self._ended = position + 1
-        failure = failure or self._faults.get(position)
-        query, sheet = self._statements[position].query, self._sheets[position]
-        self._collector.settle(query, sheet, failure, seconds)
-        if failure is None:
-            self._scrape.sheets[query.name] = sheet
-
-    def give_up(self) -> None:
-        """Book the statements that the deadline left unanswered."""
-        if not self._scrape.up:
-            return  # no fault of any query
-        for position in range(self._ended, len(self._statements)):
-            failure = QueryFailed("unanswered", "the deadline came first")
-            query = self._statements[position].query
-            self._collector.settle(query, self._sheets[position], failure, 0.0)
-
-    def _up(self) -> None:
-        self._scrape.up, self._scrape.down, self._scrape.detail = True, None, ""
-
-    def _name(self, position: int) -> str:
-        return self._statements[position].query.name

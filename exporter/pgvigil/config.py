@@ -31,6 +31,10 @@ _NEXT_KEYWORDS = re.compile(
     re.S,
 )
 _PARTS = ("URI", "USER", "PASS", "URI_FILE", "USER_FILE", "PASS_FILE")
+_CHOICES = (
+    *("enable", "disable", "include_databases", "exclude_databases"),
+    *("max_databases", "max_series"),
+)
 _BAD_DSN = (
     "is no connection string that libpq understands (not shown: it may hold a password). In a URI, "
     "write @ : / ? # [ ] % and spaces of a user or password percent-encoded, as %40 for @; in "
@@ -59,6 +63,17 @@ class Target:
     labels: Mapping[str, str] = field(default_factory=dict)
     """Constant labels on every series."""
     pooler: bool = False
+    enable: Sequence[str] = ()
+    """Areas and queries that run though they are opt-in."""
+    disable: Sequence[str] = ()
+    """Areas and queries that do not run."""
+    include_databases: Sequence[str] = ()
+    """Regular expressions; when there are any, only databases whose whole name fits are visited."""
+    exclude_databases: Sequence[str] = ()
+    max_databases: int = 500
+    """The most databases that are visited, the biggest first."""
+    max_series: int = 20_000
+    """The most series on the target's page, the exporter's own aside."""
 
     def parameters(self) -> dict[str, str]:
         """libpq's keywords for a connection now; raises OSError when the password file is gone.
@@ -209,9 +224,28 @@ def _from_file(
             if "password" in connection:
                 text = "there is a password already; write one of the two"
                 problems.append(document.problem((*keys, "password_file"), text))
+        problems += _bad_patterns(document, keys, raw)
+        chosen = {key: raw[key] for key in _CHOICES if key in raw}
         yield Target(
-            name, connection, password_file, raw.get("labels", {}), raw.get("pooler", False)
+            name,
+            connection,
+            password_file,
+            raw.get("labels", {}),
+            raw.get("pooler", False),
+            **chosen,
         )
+
+
+def _bad_patterns(
+    document: documents.Document, keys: documents.Keys, raw: Mapping[str, Any]
+) -> Iterator[Problem]:
+    for key in ("include_databases", "exclude_databases"):
+        for position, pattern in enumerate(raw.get(key, ())):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                text = f"{pattern!r} is no regular expression: {error}"
+                yield document.problem((*keys, key, position), text)
 
 
 def _from_words(

@@ -6,8 +6,10 @@ from html import escape
 from urllib.parse import quote
 
 from pgvigil import __version__
+from pgvigil.catalogue import Query
 from pgvigil.collect import Collector
 from pgvigil.errors import Down
+from pgvigil.slow import shown
 
 _ADVICE = {
     Down.HOST_UNKNOWN: "The host's name has no address: mind its spelling and the resolver.",
@@ -88,36 +90,43 @@ def _target(collector: Collector, several: bool) -> str:
     rows = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in known)
     return (
         f"<section><h2>{name}{state}</h2><dl>{rows}</dl>"
-        f"{_running(collector)}{_refused(collector)}</section>"
+        f"{_running(collector)}{_refused(collector)}{_databases(collector)}</section>"
     )
 
 
 def _running(collector: Collector) -> str:
-    statements = collector.plan.statements if collector.plan else ()
+    resting = {name for name, _ in collector.ledger.resting()}
+    running = collector.running()
     lines = []
-    for statement in statements:
-        name = statement.query.name
-        tally = collector.tallies.get(name)
-        if name in collector.quiet or tally is None:
+    for query in collector.queries:
+        tally = collector.ledger.tallies.get(query.name)
+        if query.name not in running or query.name in resting or tally is None:
             continue
-        counted = f"{tally.rows} row{'' if tally.rows == 1 else 's'}"
-        result = counted if tally.succeeded else f"fails: {_worst(tally.failures)}"
+        rows = sum(tally.rows.values())
+        result = f"{rows} row{'' if rows == 1 else 's'}"
+        if tally.failing:
+            result = f"fails: {_worst(tally.failures)}"
         lines.append(
-            f"<tr{'' if tally.succeeded else ' class=failing'}><td>{name}</td>"
-            f"<td>{escape(statement.query.why)}</td><td class=number>{result}</td></tr>"
+            f"<tr{'' if tally.succeeded else ' class=failing'}><td>{query.name}</td>"
+            f"<td>{escape(query.why)}</td><td class=number>{_pace(query)}</td>"
+            f"<td class=number>{result}</td></tr>"
         )
     if not lines:
         return ""
     return (
         f"<details><summary>{len(lines)} queries run here</summary><table>"
-        f"<tr><th>query<th>why<th class=number>last result</tr>{''.join(lines)}</table></details>"
+        "<tr><th>query<th>why<th class=number>every<th class=number>last result</tr>"
+        f"{''.join(lines)}</table></details>"
     )
 
 
+def _pace(query: Query) -> str:
+    return f"{query.every:.0f} s" if query.every else "scrape"
+
+
 def _refused(collector: Collector) -> str:
-    refusals = collector.plan.refusals if collector.plan else ()
-    lines = [(r.query.name, str(r.reason), r.detail) for r in refusals]
-    lines += [(n, f.reason, f.detail) for n, (_, f) in collector.quiet.items()]
+    lines = [(query.name, reason, detail) for query, reason, detail in collector.refusals()]
+    lines += [(loss.metric.name, str(loss.reason), loss.detail) for loss in collector.losses()]
     if not lines:
         return ""
     rows = "".join(
@@ -125,8 +134,31 @@ def _refused(collector: Collector) -> str:
         for name, reason, detail in lines
     )
     return (
-        f"<details><summary>{len(lines)} queries do not run here</summary><table>"
-        f"<tr><th>query<th>reason<th>detail</tr>{rows}</table></details>"
+        f"<details><summary>{len(lines)} queries or metrics do not run here</summary><table>"
+        f"<tr><th>query or metric<th>reason<th>detail</tr>{rows}</table></details>"
+    )
+
+
+def _databases(collector: Collector) -> str:
+    """The databases that queries visit, and how that went."""
+    slow = collector.slow
+    now = time.monotonic()
+    late = set(slow.late())
+    lines = []
+    for name, place in slow.databases.items():
+        state = "not visited yet"
+        if place.visited:
+            state = f"visited {now - place.visited:.0f} s ago{', late' if name in late else ''}"
+        if place.down:
+            state = f"{place.down.reason}: {place.down.detail}"
+        failing = " class=failing" if place.down else ""
+        lines.append(f"<tr{failing}><td>{escape(shown(name))}</td><td>{escape(state)}</td></tr>")
+    if not lines:
+        return ""
+    more = f", {len(slow.left_out)} are left out" if slow.left_out else ""
+    return (
+        f"<details><summary>{len(lines)} databases are visited{more}</summary><table>"
+        f"<tr><th>database<th>state</tr>{''.join(lines)}</table></details>"
     )
 
 

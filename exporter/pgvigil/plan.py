@@ -129,7 +129,7 @@ class Plan:
 
 def wanted(queries: Iterable[Query]) -> Wanted:
     """The facts to ask each server for, so that these queries can be planned there."""
-    needs = [n for q in queries for n in (q.needs, *(metric.needs for metric in q.metrics))]
+    needs = [needs for query in queries for needs in query.all_needs]
     return Wanted(
         sorted({name for need in needs for name in need.privilege}),
         sorted({name for need in needs for name in need.function}),
@@ -170,7 +170,7 @@ def make_plan(queries: Iterable[Query], facts: Facts, off: Container[str] = ()) 
             detail = f"enable: [{query.name}] runs it" if query.opt_in else "disabled"
             refusals.append(Refusal(query, Reason.DISABLED, detail))
             continue
-        variant = next((v for v in query.variants if v.since <= facts.major < v.until), None)
+        variant = _variant(query, facts)
         metrics = tuple(metric for metric in query.metrics if metric.fits(facts.major))
         refusal = next(_obstacles(query, facts, variant, metrics), None)
         if refusal or not variant:
@@ -190,6 +190,13 @@ def make_plan(queries: Iterable[Query], facts: Facts, off: Container[str] = ()) 
     return Plan(tuple(statements), tuple(refusals), tuple(losses))
 
 
+def _variant(query: Query, facts: Facts) -> Variant | None:
+    """The first text that fits the server; of those for its version at least the last."""
+    fitting = [v for v in query.variants if v.since <= facts.major < v.until]
+    met = (v for v in fitting if not any(_lacks(v.needs, v.text, facts)))
+    return next(met, fitting[-1] if fitting else None)
+
+
 def _obstacles(
     query: Query, facts: Facts, variant: Variant | None, metrics: Sequence[Metric]
 ) -> Iterator[tuple[Reason, str]]:
@@ -199,6 +206,7 @@ def _obstacles(
     if query.role not in ("any", facts.role):
         yield Reason.ROLE, f"runs on a {query.role}, this is a {facts.role}"
     yield from _lacks(query.needs, variant.text, facts)
+    yield from _lacks(variant.needs, "", facts)
 
 
 def _lacks(needs: Needs, text: str, facts: Facts) -> Iterator[tuple[Reason, str]]:
@@ -232,7 +240,7 @@ def _text(query: Query, facts: Facts, variant: Variant, metrics: Sequence[Metric
         m.column if m.value == m.column else f"{m.value} as {m.column}" for m in metrics
     )
     text = variant.text.replace(COLUMNS, ",\n  ".join(columns))
-    for needs in (query.needs, *(metric.needs for metric in metrics)):
+    for needs in (query.needs, variant.needs, *(metric.needs for metric in metrics)):
         for name in needs.extension:
             text = text.replace("{" + name + "}", facts.extensions[name].schema)
     bound = TOP_ROWS if query.top else max(1, query.max_series // len(metrics)) + 1

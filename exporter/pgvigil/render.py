@@ -1,10 +1,12 @@
 """Write rows and states as exposition text, straight from the server's own spelling of values."""
 
 import platform
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from itertools import groupby
 from typing import NamedTuple
 
 import prometheus_client
@@ -16,6 +18,7 @@ from pgvigil.collect import Collector, Scrape
 from pgvigil.errors import Down, QueryFailed
 from pgvigil.plan import Statement
 from pgvigil.session import Rows
+from pgvigil.slow import shown
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -28,6 +31,8 @@ _DIGITS = 300
 """Characters up to which a numeric is no number too large for a float, which a reader refuses."""
 _FLOATS = {700, 701, _NUMERIC}
 """The OIDs of float4, float8 and numeric."""
+_LABEL = 1024
+"""Bytes of a label's value that are shown; what is longer is cut."""
 _ENDLESS = {b"Infinity": b"+Inf", b"-Infinity": b"-Inf"}
 _TRUTH = {b"t": b"1", b"f": b"0", None: None}
 
@@ -120,6 +125,7 @@ class Sheet:
 
     def __init__(self, layout: Layout) -> None:
         self.rows = 0
+        self.series = 0
         self.families = [Family(of) for of in layout.headers]
         self.dropped: Counter[str] = Counter()
         """The samples that were left out, by reason."""
@@ -154,7 +160,10 @@ class Sheet:
             if counts:
                 values = self._counts(values)
             here = blocks if keep is None else [blocks[row] for row in keep]
-            _write(family, prefix, here, values)
+            self.series += write_samples(family, prefix, here, values)
+
+    def finish(self) -> None:
+        """All rows were taken; nothing is left to do."""
 
     def _first_of_each(self, blocks: list[bytes]) -> list[int] | None:
         """The rows whose labels were not there before; None when that is all of them."""
@@ -198,23 +207,26 @@ class Sheet:
         if value is None:
             return None
         try:
-            return _number(float(value)).encode()
+            return number(float(value)).encode()
         except ValueError:
             self.dropped["not_a_number"] += 1
             return None
 
 
-def _write(family: Family, prefix: bytes, blocks: list[bytes], values: list[bytes | None]) -> None:
-    """Add samples to a family, but those without a value."""
+def write_samples(
+    family: Family, prefix: bytes, blocks: list[bytes], values: list[bytes | None]
+) -> int:
+    """Add samples to a family, but those without a value; the number added."""
     if None in values:
         pairs = [pair for pair in zip(blocks, values, strict=True) if pair[1] is not None]
         if not pairs:
-            return
+            return 0
         blocks, values = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     parts: list[bytes] = [prefix] * (3 * len(values))
     parts[1::3] = blocks
     parts[2::3] = values  # type: ignore[assignment]  # None was sorted out above
     family.chunks.append(b"".join(parts))
+    return len(values)
 
 
 def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
@@ -237,9 +249,23 @@ def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
     for sheet in scrape.sheets.values():
         assert isinstance(sheet, Sheet)
         yield from sheet.families
+    for _, results in groupby(scrape.results, key=lambda result: result.statement.query.name):
+        yield from _merged(result.sheet for result in results)
     if scrape.up:
-        yield from _about_queries(collector)
+        yield from _about_queries(collector, scrape)
+        yield from _about_databases(collector)
     yield from _about_target([(collector, scrape)], labelled=False)
+
+
+def _merged(sheets: Iterable[object]) -> Iterator[Family]:
+    """The families of one query over several databases: each must stand in one piece."""
+    merged: dict[Headers, Family] = {}
+    for sheet in sheets:
+        assert isinstance(sheet, Sheet)
+        for family in sheet.families:
+            chunks = merged.setdefault(family.headers, Family(family.headers)).chunks
+            chunks += family.chunks
+    yield from merged.values()
 
 
 def overview(collectors: Iterable[Collector]) -> Iterator[Family]:
@@ -301,6 +327,12 @@ def _about_target(known: Sequence[tuple[Collector, Scrape]], *, labelled: bool) 
         each(c.scrapes for c, _ in known),
     )
     yield _family(
+        "pgvigil_scrapes_joined_total",
+        "counter",
+        "Requests that were answered by a scrape of the target that ran already.",
+        each(c.joined for c, _ in known),
+    )
+    yield _family(
         "pgvigil_scrape_overruns_total",
         "counter",
         "Scrapes that their deadline cut short.",
@@ -332,17 +364,25 @@ def _about_target(known: Sequence[tuple[Collector, Scrape]], *, labelled: bool) 
     )
 
 
-def _about_queries(collector: Collector) -> Iterator[Family]:
+def _about_queries(collector: Collector, scrape: Scrape) -> Iterator[Family]:
     labels = tuple(collector.target.labels.items())
+    running = collector.running()
     tallies = [
         ((*labels, ("query", name)), tally)
-        for name, tally in collector.tallies.items()
-        if name in collector.layouts  # not what ran while the server had another role
+        for name, tally in collector.ledger.tallies.items()
+        if name in running  # not what ran while the server had another role
     ]
+    series = Counter({name: sheet.series for name, sheet in scrape.sheets.items()})
+    ages: dict[str, float] = {}
+    now = time.monotonic()
+    for result in scrape.results:
+        name = result.statement.query.name
+        series[name] += result.sheet.series
+        ages[name] = max(ages.get(name, 0.0), now - result.at)
     yield _family(
         "pgvigil_query_success",
         "gauge",
-        "Whether the last run of the query gave a result.",
+        "Whether the last run of the query gave a result, in each database where it runs.",
         [(names, tally.succeeded) for names, tally in tallies],
     )
     yield _family(
@@ -354,8 +394,27 @@ def _about_queries(collector: Collector) -> Iterator[Family]:
     yield _family(
         "pgvigil_query_rows",
         "gauge",
-        "Rows of the query's last result.",
-        [(names, tally.rows) for names, tally in tallies],
+        "Rows of the query's last result, over all databases.",
+        [(names, sum(tally.rows.values())) for names, tally in tallies],
+    )
+    yield _family(
+        "pgvigil_query_series",
+        "gauge",
+        "Series of the query on this page.",
+        [((*labels, ("query", name)), count) for name, count in series.items()],
+    )
+    yield _family(
+        "pgvigil_query_series_left_out",
+        "gauge",
+        "Series of the query that are not on this page because it would hold more than the "
+        "target's max_series.",
+        [((*labels, ("query", name)), count) for name, count in scrape.left_out.items()],
+    )
+    yield _family(
+        "pgvigil_query_age_seconds",
+        "gauge",
+        "Age in seconds of the oldest result on this page, for queries that run in the background.",
+        [((*labels, ("query", name)), age) for name, age in ages.items()],
     )
     yield _family(
         "pgvigil_query_failures_total",
@@ -378,22 +437,66 @@ def _about_queries(collector: Collector) -> Iterator[Family]:
             for reason, count in tally.dropped.items()
         ],
     )
-    refusals = collector.plan.refusals if collector.plan else ()
+    skipped = {(query.name, reason) for query, reason, _ in collector.refusals()}
     yield _family(
         "pgvigil_query_skipped",
         "gauge",
-        "1 for each query that is not sent to this server, with the fact that forbids it.",
-        [((*labels, ("query", r.query.name), ("reason", r.reason)), 1) for r in refusals]
-        + [
-            ((*labels, ("query", name), ("reason", failure.reason)), 1)
-            for name, (_, failure) in collector.quiet.items()
+        "1 for each query that is not sent to this server, with the fact that forbids it, or the "
+        "failure after which it rests.",
+        [((*labels, ("query", name), ("reason", reason)), 1) for name, reason in sorted(skipped)],
+    )
+    yield _family(
+        "pgvigil_metric_skipped",
+        "gauge",
+        "1 for each metric that a query cannot give on this server though it runs, with the fact "
+        "that forbids it.",
+        [
+            ((*labels, ("metric", loss.metric.name), ("reason", loss.reason)), 1)
+            for loss in collector.losses()
         ],
+    )
+
+
+def _about_databases(collector: Collector) -> Iterator[Family]:
+    """How the databases were visited, for the queries that run in each."""
+    labels = tuple(collector.target.labels.items())
+    slow = collector.slow
+    visited = [
+        ((*labels, ("datname", shown(name))), place) for name, place in slow.databases.items()
+    ]
+    now = time.monotonic()
+    states = {
+        "visited": sum(place.visited > 0 for place in slow.databases.values()),
+        "failing": sum(place.down is not None for place in slow.databases.values()),
+        "late": len(slow.late()),
+        "left_out": len(slow.left_out),
+    }
+    yield _family(
+        "pgvigil_databases",
+        "gauge",
+        "Databases of the server: visited, failing (the last visit did), late (their visit is "
+        "overdue), left out (above max_databases).",
+        [((*labels, ("state", state)), count) for state, count in states.items()]
+        if slow.databases
+        else [],
+    )
+    yield _family(
+        "pgvigil_database_up",
+        "gauge",
+        "Whether the last visit to the database found what it asked.",
+        [(names, place.down is None) for names, place in visited if place.visited or place.down],
+    )
+    yield _family(
+        "pgvigil_database_visit_age_seconds",
+        "gauge",
+        "Seconds since the database was last visited.",
+        [(names, now - place.visited) for names, place in visited if place.visited],
     )
 
 
 def _family(name: str, kind: str, text: str, samples: Iterable[tuple[Labels, float]]) -> Family:
     prefix = b"\n" + name.encode()
-    lines = [prefix + _block(labels) + _number(value).encode() for labels, value in samples]
+    lines = [prefix + _block(labels) + number(value).encode() for labels, value in samples]
     return Family(headers(name, kind, text), [b"".join(lines)] if lines else [])
 
 
@@ -420,6 +523,11 @@ def _template(constant: Mapping[str, str], names: Sequence[str]) -> bytes:
     return b"{" + b",".join(blocks) + b"} " if blocks else b" "
 
 
+def label_block(layout: Layout, values: Sequence[bytes]) -> bytes:
+    """The label block of a row with these labels."""
+    return layout.template % tuple(_label_values([value])[0] for value in values)
+
+
 def _label_values(column: list[bytes | None]) -> list[bytes]:
     """A column's values as they may stand between quotes: no NULL, valid UTF-8, escaped."""
     values = [value or b"" for value in column]
@@ -429,6 +537,10 @@ def _label_values(column: list[bytes | None]) -> list[bytes]:
             joined.decode()
         except UnicodeDecodeError:
             values = [value.decode(errors="replace").encode() for value in values]
+    if len(joined) > _LABEL:
+        values = [
+            v if len(v) <= _LABEL else v[:_LABEL].decode(errors="ignore").encode() for v in values
+        ]
     if b"\\" in joined or b'"' in joined or b"\n" in joined:
         values = [_escaped(value) for value in values]
     return values
@@ -438,7 +550,7 @@ def _escaped(value: bytes) -> bytes:
     return value.replace(b"\\", rb"\\").replace(b'"', rb"\"").replace(b"\n", rb"\n")
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """A number as both formats take it."""
     text = repr(float(value))
     if text.endswith(".0"):

@@ -88,6 +88,8 @@ class Session:
         self._facts: Facts | None = None
         self._prepared: dict[str, str] = {}
         self._names = 0
+        # From such a database the server would check each byte as UTF-8, and names may be anything.
+        self._raw = pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII"
 
     @classmethod
     async def open(cls, target: Target, wanted: Wanted, deadline: float) -> "Session":
@@ -257,6 +259,10 @@ class Session:
         """Queue one segment: what its settings need, the statement, and the sync after it."""
         pgconn = self._pgconn
         parts: list[_Part] = []
+        if self._raw:
+            pgconn.send_query_params(_RAW_BYTES, [str(not self._sure).encode()])
+            parts.append(_Part(rows=False))
+            self._raw = not self._sure
         if self.pooled:
             pgconn.send_query_params(_local({**_POOLED, "statement_timeout": timeout}), None)
             parts.append(_Part(rows=False))
@@ -397,6 +403,7 @@ def _milliseconds(seconds: float) -> bytes:
     return b"%d" % max(1, round(seconds * 1000))
 
 
+_RAW_BYTES = b"select pg_catalog.set_config('client_encoding', 'SQL_ASCII', $1)"
 _POOLED = {**GUARDS, "transaction_read_only": "on"}
 
 

@@ -78,16 +78,11 @@ def tokens(text: str) -> list[Token]:
     return [token for token in found if token.kind != "comment"]
 
 
-def needs_of(query: Query) -> list[Needs]:
-    """What a query and its metrics need."""
-    return [query.needs, *(metric.needs for metric in query.metrics)]
-
-
 def texts() -> Iterator[Text]:
     """Each statement with its columns filled in, for each version; extensions as {name}."""
     for query in QUERIES:
         for major in SUPPORTED:
-            needs = needs_of(query)
+            needs = query.all_needs
             facts = Facts(
                 version=major * 10000,
                 in_recovery=query.role == "standby",
@@ -113,7 +108,7 @@ def qualified(before: Sequence[Token], schemas: Sequence[str]) -> bool:
 
 def schemas_of(query: Query) -> list[str]:
     """The schemas a statement may name: `pgvigil` is that of what `pgvigil grants` makes."""
-    extensions = {"{" + name + "}" for needs in needs_of(query) for name in needs.extension}
+    extensions = {"{" + name + "}" for needs in query.all_needs for name in needs.extension}
     return ["pg_catalog", "pgvigil", *extensions]
 
 
@@ -275,7 +270,7 @@ def test_each_supported_version_has_exactly_one_variant_or_none_and_no_metric(
     query: Query,
 ) -> None:
     for major in SUPPORTED:
-        variants = [v for v in query.variants if v.since <= major < v.until]
+        variants = [v for v in query.variants if v.since <= major < v.until and v.needs == Needs()]
         metrics = [m for m in query.metrics if m.fits(major)]
         assert (len(variants), bool(metrics)) in {(1, True), (0, False)}, major
 

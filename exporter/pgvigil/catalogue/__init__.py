@@ -60,11 +60,12 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The text of a query for a half-open range of major versions."""
+    """The text of a query for a half-open range of major versions, where its needs are met."""
 
     since: int
     until: int
     text: str
+    needs: Needs = Needs()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,11 @@ class Query:
     """Whether it runs only where the configuration enables it."""
     priority: int = 5
     """What gives way first when a page grows too large: 9 first, 1 last."""
+
+    @property
+    def all_needs(self) -> list[Needs]:
+        """Its own, and those of its texts and metrics."""
+        return [self.needs, *(v.needs for v in self.variants), *(m.needs for m in self.metrics)]
 
     @property
     def area(self) -> str:
@@ -173,7 +179,9 @@ def _queries(document: documents.Document, sound: Any, area: str) -> Iterator[Qu
             max_series=raw.get("max_series", 1),
             labels=tuple(raw.get("labels", ())),
             variants=tuple(
-                Variant(*_range(part), part["text"].strip()) for part in parts if "text" in part
+                Variant(*_range(part), part["text"].strip(), Needs(**part.get("needs", {})))
+                for part in parts
+                if "text" in part
             ),
             metrics=tuple(
                 _metric(name, of)

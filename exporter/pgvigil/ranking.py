@@ -1,0 +1,242 @@
+"""Choose which of many rows stand on their own, and add up the rest as rows named other."""
+
+import heapq
+import math
+import time
+from array import array
+from collections.abc import Mapping, Sequence
+
+from pgvigil.errors import QueryFailed
+from pgvigil.plan import TOP_ROWS, Statement
+from pgvigil.render import Layout, Sheet, label_block, number, write_samples
+from pgvigil.session import Rows
+
+OTHER = b"other"
+
+Key = tuple[bytes, ...]
+"""The values of a row's labels."""
+
+
+def layout(statement: Statement, constant: Mapping[str, str]) -> Layout:
+    """How a statement's rows become samples; `constant` labels stand on every sample."""
+    return Ranking(statement, constant) if statement.query.top else Layout(statement, constant)
+
+
+class Ranking(Layout):
+    """Which rows of a statement stand on their own, from one run to the next.
+
+    A row that an order of `by` brings in stays for `hold` seconds, so that series do not come and
+    go. What the counters of the others gain is added up: on the row other they never fall, though
+    rows join and leave it.
+    """
+
+    def __init__(self, statement: Statement, constant: Mapping[str, str]) -> None:
+        super().__init__(statement, constant)
+        top = statement.query.top
+        assert top
+        self.top = top
+        metrics = statement.metrics
+        self.counts = [i for i, metric in enumerate(metrics) if metric.type == "counter"]
+        columns = [metric.column for metric in metrics]
+        # An order may be by a column that is no metric; it is read behind the others.
+        known = [name for name in top.by if name in columns]
+        self.extra = [name for name in top.by if name not in columns]
+        self.orders = [columns.index(name) for name in known]
+        self.orders += range(len(columns), len(columns) + len(self.extra))
+        self.gauges = [(i, metric.other) for i, metric in enumerate(metrics) if metric.other]
+        self.within = [i for i, name in enumerate(self.labels) if name in top.within]
+        self.earned: dict[Key, float] = {}
+        """When a row last came in by itself, on the monotonic clock."""
+        self.chosen: frozenset[Key] | None = None
+        """The rows that stood on their own in the last run; None before the first, and as long
+        as all have room."""
+        self.before: dict[Key, array[float]] = {}
+        """The counters of each row in the last run."""
+        self.gained: dict[Key, list[float]] = {}
+        """The counters of each row named other."""
+
+    def sheet(self) -> "RankedSheet":
+        """A sheet for one run."""
+        return RankedSheet(self)
+
+    def group(self, key: Key) -> Key:
+        """The labels of the row named other to which a row belongs when it is not chosen."""
+        last = max(i for i in range(len(key)) if i not in self.within)
+        kept = (key[i] if i in self.within else b"" for i in range(len(key)))
+        return tuple(OTHER if i == last else value for i, value in enumerate(kept))
+
+
+class RankedSheet(Sheet):
+    """The samples of one run of a statement whose rows are chosen from.
+
+    Unlike its base it writes when all rows are there.
+    """
+
+    def __init__(self, ranking: Ranking) -> None:
+        super().__init__(ranking)
+        self._ranking = ranking
+        self._values: dict[Key, array[float]] = {}
+        self._gains: dict[Key, list[float]] = {}
+        """What each row's counters have gained since the last run."""
+
+    def add(self, rows: Rows) -> None:
+        """Take some rows; raises QueryFailed when a declared column is not among theirs."""
+        ranking = self._ranking
+        labels, columns = ranking.find(rows)
+        names = [(rows.fname(column) or b"").decode() for column in range(rows.nfields)]
+        if missing := [name for name in ranking.extra if name not in names]:
+            raise QueryFailed("wrong_columns", f"not in the result: {', '.join(missing)}")
+        places = [place for place, _ in columns]
+        places += [names.index(name) for name in ranking.extra]
+        value = rows.get_value
+        self.rows += rows.ntuples
+        if self.rows >= TOP_ROWS:
+            self.dropped["max_series"] += 1  # what the server cut, nobody can count
+        for row in range(rows.ntuples):
+            key = tuple(value(row, place) or b"" for place in labels)
+            if key in self._values:
+                self.dropped["duplicate"] += 1
+                continue
+            numbers = array("d", [self._as_number(value(row, place)) for place in places])
+            self._values[key] = numbers
+            if ranking.chosen is not None:
+                self._gain(key, numbers)
+
+    def _as_number(self, raw: bytes | None) -> float:
+        if raw is None:
+            return math.nan
+        try:
+            return float(raw)
+        except ValueError:
+            if raw in (b"t", b"f"):
+                return float(raw == b"t")
+            self.dropped["not_a_number"] += 1
+            return math.nan
+
+    def _gain(self, key: Key, numbers: "array[float]") -> None:
+        """Book what a row's counters have gained; a row that is new has gained all it has."""
+        ranking = self._ranking
+        counts = [numbers[i] for i in ranking.counts]
+        before = ranking.before.get(key)
+        if before is None:
+            self._gains[key] = [0.0 if math.isnan(now) else now for now in counts]
+        elif before.tobytes() != array("d", counts).tobytes():
+            self._gains[key] = [
+                0.0 if math.isnan(now) else now - then if now >= then else now
+                for now, then in zip(counts, before, strict=True)
+            ]
+
+    def finish(self) -> None:
+        """Choose, and write."""
+        ranking, values = self._ranking, self._values
+        room = ranking.max_rows
+        if len(values) <= room:
+            # All stand on their own; should they grow too many, what they had is history.
+            ranking.chosen, ranking.before, ranking.gained = None, {}, {}
+            chosen = list(values)
+        else:
+            groups = {ranking.group(key) for key in values}
+            chosen = self._choose(max(0, room - len(groups)))
+            self._add_up(frozenset(chosen))
+        self._write(chosen)
+        self._values, self._gains = {}, {}
+
+    def _choose(self, room: int) -> list[Key]:
+        """The rows that come in now, then those that came in of late, the last first."""
+        ranking, now = self._ranking, time.monotonic()
+        measures = self._measures()
+        for measure in measures:
+            top = heapq.nlargest(ranking.top.rows, measure, key=measure.__getitem__)
+            ranking.earned |= dict.fromkeys(top, now)
+        oldest = now - ranking.top.hold
+        ranking.earned = {
+            key: moment
+            for key, moment in ranking.earned.items()
+            if moment >= oldest and key in self._values
+        }
+        order = sorted(ranking.earned, key=lambda key: -ranking.earned[key])
+        for key in order[room:]:
+            del ranking.earned[key]
+        return order[:room]
+
+    def _measures(self) -> list[dict[Key, float]]:
+        """For each order the rows that may come in by it, with what counts."""
+        ranking = self._ranking
+        measures: list[dict[Key, float]] = []
+        for column in ranking.orders:
+            if column in ranking.counts and ranking.chosen is not None:
+                place = ranking.counts.index(column)
+                measure = {key: gains[place] for key, gains in self._gains.items()}
+            else:
+                measure = {key: numbers[column] for key, numbers in self._values.items()}
+            measures.append({key: value for key, value in measure.items() if value > 0})
+        return measures
+
+    def _add_up(self, chosen: frozenset[Key]) -> None:
+        """Add to the rows named other what the rows in them have gained."""
+        ranking = self._ranking
+        first = ranking.chosen is None
+        gained: dict[Key, list[float]] = {}
+        before = ranking.chosen or frozenset()
+        for key, numbers in self._values.items():
+            group = ranking.group(key)
+            sums = gained.get(group)
+            if sums is None:
+                sums = gained[group] = ranking.gained.get(group) or [0.0] * len(ranking.counts)
+            if first and key not in chosen:
+                gains = [numbers[i] for i in ranking.counts]
+            elif not first and not (key in before and key in chosen):
+                gains = self._gains.get(key, [])
+            else:
+                continue
+            for place, gain in enumerate(gains):
+                if gain > 0:
+                    sums[place] += gain
+        ranking.gained = gained
+        ranking.chosen = chosen
+        ranking.before = {
+            key: array("d", [numbers[i] for i in ranking.counts])
+            for key, numbers in self._values.items()
+        }
+
+    def _write(self, chosen: Sequence[Key]) -> None:
+        ranking = self._ranking
+        keys = [*chosen, *ranking.gained]
+        if not keys:
+            return
+        blocks = [label_block(ranking, key) for key in keys]
+        gauges = self._others(frozenset(chosen)) if ranking.gained else {}
+        for place, (family, prefix) in enumerate(zip(self.families, ranking.prefixes, strict=True)):
+            numbers = [self._values[key][place] for key in chosen]
+            if place in ranking.counts:
+                column = ranking.counts.index(place)
+                numbers += [sums[column] for sums in ranking.gained.values()]
+            else:
+                numbers += [gauges.get((group, place), math.nan) for group in ranking.gained]
+            spelled = [None if math.isnan(value) else number(value).encode() for value in numbers]
+            if ranking.counters[place]:
+                spelled = self._counts(spelled)
+            self.series += write_samples(family, prefix, blocks, spelled)
+
+    def _others(self, chosen: frozenset[Key]) -> dict[tuple[Key, int], float]:
+        """The gauges of the rows named other."""
+        ranking = self._ranking
+        found: dict[tuple[Key, int], float] = {}
+        if not ranking.gauges:
+            return found
+        for key, numbers in self._values.items():
+            if key in chosen:
+                continue
+            group = ranking.group(key)
+            for place, how in ranking.gauges:
+                value = numbers[place]
+                if math.isnan(value):
+                    continue
+                so_far = found.get((group, place))
+                if so_far is None:
+                    found[group, place] = value
+                elif how == "sum":
+                    found[group, place] = so_far + value
+                else:
+                    found[group, place] = (max if how == "max" else min)(so_far, value)
+        return found

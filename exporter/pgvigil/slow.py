@@ -1,0 +1,403 @@
+"""Run the expensive queries of one target in the background, one database after the other."""
+
+import asyncio
+import contextlib
+import random
+import re
+import time
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from pgvigil.catalogue import Query
+from pgvigil.config import Target
+from pgvigil.errors import Down, Unreachable
+from pgvigil.lane import LIFETIME, Layout, Ledger, MakeLayout, Reception, Sheet
+from pgvigil.plan import Facts, Loss, Plan, Refusal, Statement, make_plan, wanted
+from pgvigil.session import Answers, Ask, Rows, Session
+
+PATIENCE = 600.0
+"""Seconds after the last scrape for which the lane goes on; who is not scraped asks nothing."""
+
+REFRESH = 60.0
+"""Seconds after which the list of databases is read again."""
+
+KEEP = 300.0
+"""Seconds for which a result is served at least, however often its query runs."""
+
+_GROUP = 4
+"""Statements sent to a database at once. Between two groups it may be left."""
+_STAY = 1.0
+"""Seconds after which a database is left although work remains: DROP DATABASE waits 5 seconds for
+others to leave, then gives up (postgres_exporter #529)."""
+_PAUSE = 0.25
+"""Seconds out of a database before it is visited again; DROP DATABASE looks every 0.1 seconds."""
+_CONNECT = 5.0
+"""Seconds a connection to a database may take."""
+_RETRY = 60.0
+"""Seconds before a database that could not be visited is tried again."""
+_IDLE = 600.0
+"""Seconds before a database is looked at again for what does not fit it."""
+_LATE = 10.0
+"""Seconds over its time after which a visit is called late."""
+
+_ALIEN = frozenset(
+    {"rdsadmin", "cloudsqladmin", "alloydbadmin", "azure_maintenance", "azure_sys", "azure_system"}
+)
+"""Databases of managed services, which customers may not enter (postgres_exporter #681)."""
+
+# An invalid database, left by an interrupted DROP, has the limit -2; one of limit 0 lets nobody in.
+_LIST = """select datname, datname = pg_catalog.current_database()
+from pg_catalog.pg_database
+where datallowconn and not datistemplate and datconnlimit not in (-2, 0)
+  and pg_catalog.has_database_privilege(oid, 'connect')"""
+_SIZES = """select datname, pg_catalog.pg_database_size(oid)
+from pg_catalog.pg_database
+where datallowconn and not datistemplate and datconnlimit not in (-2, 0)
+  and pg_catalog.has_database_privilege(oid, 'connect')"""
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Result:
+    """What a query last found in a place."""
+
+    statement: Statement
+    sheet: Sheet
+    at: float
+    """When it was asked, on the monotonic clock."""
+
+
+@dataclass(slots=True)
+class Place:
+    """The server itself, or one of its databases, and when what is due there."""
+
+    database: str
+    """``''`` for the server."""
+    due: dict[str, float] = field(default_factory=dict)
+    """By query; times of the monotonic clock."""
+    results: dict[str, Result] = field(default_factory=dict)
+    layouts: dict[str, tuple[Statement, Layout]] = field(default_factory=dict)
+    """Of queries whose rows are chosen in the light of those before."""
+    plan: Plan | None = None
+    visited: float = 0.0
+    """When it was last visited, on the monotonic clock; 0 for never."""
+    down: Unreachable | None = None
+    """Why the last visit failed."""
+
+    @property
+    def next(self) -> float:
+        """When it is to be visited; infinity when nothing is to do."""
+        return min(self.due.values(), default=float("inf"))
+
+
+class SlowLane:
+    """The background work on one target; it begins with the first scrape that finds the server up.
+
+    One connection to the connected database stays open, and one more to one other database at a
+    time.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        queries: Sequence[Query],
+        off: Container[str],
+        ledger: Ledger,
+        make_layout: MakeLayout,
+    ) -> None:
+        self.server = Place("")
+        self.databases: dict[str, Place] = {}
+        """Those that are visited, by name."""
+        self.left_out: list[str] = []
+        """The smallest databases, for which `max_databases` leaves no room."""
+        self._target = target
+        self._off = off
+        self._queries = [query for query in queries if query.scope == "database"]
+        self._rounds = {q.name: 0.0 for q in self._queries if q.name not in off}
+        self._every = {query.name: query.every for query in queries}
+        self._wanted = wanted(queries)
+        self._visiting = 0
+        self._ledger = ledger
+        self._make_layout = make_layout
+        self._session: Session | None = None
+        self._lifetime = 0.0
+        self._facts: Facts | None = None
+        self._listed = float("-inf")
+        self._sizes: dict[str, int] = {}
+        self._scraped = 0.0
+        self._woken = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def connections(self) -> int:
+        """Connections open now."""
+        return int(self._session is not None and not self._session.closed) + self._visiting
+
+    def scraped(self, facts: Facts, plan: Plan) -> None:
+        """A scrape has found the server up: go on, with what fits it now."""
+        before, self._facts = self._facts, facts
+        if before and (before.version, before.in_recovery) != (facts.version, facts.in_recovery):
+            for place in (self.server, *self.databases.values()):
+                place.results.clear()
+                place.due = dict.fromkeys(place.due, 0.0)
+        if plan is not self.server.plan:
+            self.server.plan = plan
+            names = {s.query.name for s in plan.statements if s.query.every}
+            self.server.due = {name: self.server.due.get(name, 0.0) for name in names}
+            _drop_others(self.server.results, names)
+        self._scraped = time.monotonic()
+        self._woken.set()
+        if self._task is None and (self.server.due or self._rounds):
+            self._task = asyncio.get_running_loop().create_task(self._run())
+            self._task.add_done_callback(self._ended)
+
+    def results(self) -> Iterator[Result]:
+        """What is young enough to be served, query by query, the biggest database first."""
+        now = time.monotonic()
+        places = (self.server, *self.databases.values())
+        for name, every in self._every.items():
+            for place in places:
+                result = place.results.get(name)
+                if result and now - result.at <= max(3 * every, KEEP):
+                    yield result
+
+    def running(self) -> set[str]:
+        """The names of the queries that run in some database."""
+        return {s.query.name for plan in self._plans() for s in plan.statements}
+
+    def refusals(self) -> Iterator[Refusal]:
+        """The queries that run in no database, with what forbids them in one of those visited."""
+        refused = {refusal.query.name: refusal for p in self._plans() for refusal in p.refusals}
+        running = self.running()
+        yield from (refusal for name, refusal in refused.items() if name not in running)
+
+    def losses(self) -> Iterator[Loss]:
+        """The metrics that no database gives though their query runs."""
+        lost = {loss.metric.name: loss for plan in self._plans() for loss in plan.losses}
+        given = {m.name for plan in self._plans() for s in plan.statements for m in s.metrics}
+        yield from (loss for name, loss in lost.items() if name not in given)
+
+    def _plans(self) -> list[Plan]:
+        return [place.plan for place in self.databases.values() if place.plan]
+
+    def late(self) -> list[str]:
+        """The databases whose visit is overdue."""
+        now = time.monotonic()
+        return [name for name, place in self.databases.items() if now - place.next > _LATE]
+
+    async def close(self) -> None:
+        """End what runs, and the connection."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        self._leave()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Log a fault of our own; the next scrape starts the lane again."""
+        self._task = None
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("the slow lane fell by our fault", target=self._target.name, exc_info=error)
+
+    def _leave(self) -> None:
+        if self._session:
+            self._session.close()
+
+    async def _run(self) -> None:
+        try:
+            while (now := time.monotonic()) < self._scraped + PATIENCE:
+                listing = self._listed + REFRESH if self._rounds else float("inf")
+                place = min((self.server, *self.databases.values()), key=lambda p: p.next)
+                due = min(place.next, listing)
+                if due > now:
+                    self._woken.clear()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(min(due - now, PATIENCE)):
+                            await self._woken.wait()  # a scrape may change what is due
+                elif listing <= place.next:
+                    await self._list()
+                else:
+                    await self._visit(place)
+        finally:
+            self._leave()
+
+    async def _visit(self, place: Place) -> None:
+        """Run what is due in a place; the rest of the world goes on whatever happens there."""
+        begun = time.monotonic()
+        due = {name for name, moment in place.due.items() if moment <= begun + 1}
+        # One draw for all, so that what ran together stays together.
+        share = random.uniform(0.9, 1.0)  # noqa: S311  (not a secret)
+        try:
+            await self._work(place, due)
+        except (Unreachable, TimeoutError) as error:
+            self._stumbled(place, error)
+            place.due |= dict.fromkeys(due, time.monotonic() + _RETRY * share)
+            return
+        place.visited, place.down = time.monotonic(), None
+        running = {s.query.name for s in place.plan.statements} if place.plan else set()
+        for name in due & place.due.keys():
+            every = self._every[name]
+            # What does not fit may do so one day: an extension is made, a standby promoted.
+            place.due[name] = begun + share * (every if name in running else max(every, _IDLE))
+
+    def _stumbled(self, place: Place, error: Unreachable | TimeoutError) -> None:
+        if not isinstance(error, Unreachable):
+            error = Unreachable(Down.TIMEOUT, "no answer in time")
+        if place.database and (place.down is None or place.down.reason != error.reason):
+            _log.warning(
+                "a database cannot be visited",
+                target=self._target.name,
+                database=place.database,
+                reason=error.reason,
+                detail=error.detail,
+            )
+        place.down = error
+        if error.reason is Down.INVALID_CATALOG_NAME:
+            self._listed = float("-inf")  # it was dropped, or renamed
+
+    async def _work(self, place: Place, due: set[str]) -> None:
+        home = not place.database or (self._facts and place.database == self._facts.database)
+        session = await (self._at_home() if home else self._enter(place.database))
+        try:
+            if place.database:
+                facts = await session.facts(_deadline(_CONNECT))
+                place.plan = make_plan(self._queries, facts, self._off)
+                fitting = {statement.query.name for statement in place.plan.statements}
+                _drop_others(place.results, fitting)
+            assert place.plan
+            resting = self._ledger.resting()
+            work = [
+                statement
+                for statement in place.plan.statements
+                if statement.query.name in due
+                and (statement.query.name, place.database) not in resting
+            ]
+            for first in range(0, len(work), _GROUP):
+                if not home and time.monotonic() - session.opened > _STAY:
+                    self._exit(session)
+                    await asyncio.sleep(_PAUSE)
+                    session = await self._enter(place.database)
+                await self._ask(session, place, work[first : first + _GROUP])
+        finally:
+            if not home:
+                self._exit(session)
+
+    async def _ask(self, session: Session, place: Place, group: Sequence[Statement]) -> None:
+        asked = time.monotonic()
+
+        def keep(statement: Statement, sheet: Sheet) -> None:
+            place.results[statement.query.name] = Result(statement, sheet, asked)
+
+        work = [(statement, self._layout(place, statement).sheet()) for statement in group]
+        reception = Reception(self._ledger, place.database, work, keep)
+        bound = _CONNECT + sum(statement.query.timeout for statement in group)
+        try:
+            await session.ask(reception.asks, reception.answers, _deadline(bound))
+        except TimeoutError:
+            reception.give_up()
+            raise
+
+    def _layout(self, place: Place, statement: Statement) -> Layout:
+        labels = {"datname": shown(place.database)} if place.database else {}
+        if statement.query.top is None:
+            return self._make_layout(statement, labels)
+        # Its choice of rows depends on the rows before.
+        known = place.layouts.get(statement.query.name)
+        if known is None or known[0] != statement:
+            known = statement, self._make_layout(statement, labels)
+            place.layouts[statement.query.name] = known
+        return known[1]
+
+    async def _at_home(self) -> Session:
+        """The connection to the connected database."""
+        session = self._session
+        if session and not session.closed and time.monotonic() - session.opened > self._lifetime:
+            session.close()
+        if session is None or not session.still_there():
+            session = await Session.open(self._target, self._wanted, _deadline(_CONNECT))
+            self._session = session
+            self._lifetime = LIFETIME * random.uniform(0.9, 1.1)  # noqa: S311
+        return session
+
+    async def _enter(self, database: str) -> Session:
+        """A connection to another database."""
+        connection = {**self._target.connection, "dbname": database}
+        target = replace(self._target, connection=connection)
+        session = await Session.open(target, self._wanted, _deadline(_CONNECT))
+        self._visiting += 1
+        return session
+
+    def _exit(self, session: Session) -> None:
+        session.close()
+        self._visiting -= 1
+
+    async def _list(self) -> None:
+        """See which databases there are now."""
+        self._listed = time.monotonic()
+        try:
+            session = await self._at_home()
+            rows = await _rows(session, _LIST)
+            here = next((name for name, home in rows if home == b"t"), "")
+            names = [name for name, _ in rows if self._watched(name)]
+            if session.pooled:
+                names = [name for name in names if name == here]
+            if not self._sizes.keys() >= set(names):
+                # Looking at every file is for when there is something new to compare.
+                sizes = await _rows(session, _SIZES)
+                self._sizes = {name: int(size or 0) for name, size in sizes}
+        except (Unreachable, TimeoutError):
+            return  # the fresh lane tells that the server is away
+        self._sizes = {name: self._sizes.get(name, 0) for name in names}
+        names.sort(key=lambda name: (-self._sizes[name], name))
+        most = self._target.max_databases
+        self.left_out = names[most:]
+        for name in self.databases.keys() - set(names[:most]):
+            del self.databases[name]
+            self._ledger.forget(name)
+        # In the order of their sizes, so that the biggest is visited first.
+        self.databases = {
+            name: self.databases.get(name) or Place(name, dict(self._rounds))
+            for name in names[:most]
+        }
+
+    def _watched(self, name: str) -> bool:
+        if name in _ALIEN:
+            return False
+        label = shown(name)
+        include, exclude = self._target.include_databases, self._target.exclude_databases
+        return (not include or _matches(include, label)) and not _matches(exclude, label)
+
+
+def _matches(patterns: Sequence[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _drop_others(results: dict[str, Result], names: set[str]) -> None:
+    for name in results.keys() - names:
+        del results[name]
+
+
+def shown(name: str) -> str:
+    """A database's name as a label: a name may hold bytes that are no UTF-8."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _deadline(seconds: float) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def _rows(session: Session, text: str) -> list[tuple[str, bytes | None]]:
+    """The rows of a statement of our own about databases: name and value."""
+    found: list[tuple[str, bytes | None]] = []
+
+    def take(_: int, rows: Rows) -> None:
+        for row in range(rows.ntuples):
+            # Databases of one server may differ in encoding: a name's bytes must come back as sent.
+            name = (rows.get_value(row, 0) or b"").decode(errors="surrogateescape")
+            found.append((name, rows.get_value(row, 1)))
+
+    answers = Answers(take, lambda _position, _failure, _seconds: None)
+    await session.ask([Ask(text, 5.0)], answers, _deadline(_CONNECT + 5))
+    return found
