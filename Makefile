@@ -29,6 +29,10 @@ fmt: .venv/dev ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: .venv/dev ## write docs/metrics.md anew from the catalogue
+	@$(BIN)/pgvigil reference > docs/metrics.new || { rm -f docs/metrics.new; exit 1; }
+	@mv docs/metrics.new docs/metrics.md
+
 bench: .venv/dev .venv/demo ## measure beside postgres_exporter (ARGS="--quick --only rtt")
 	@$(BIN)/python -m bench $(ARGS)
 
@@ -70,4 +74,4 @@ clean: ## remove what make has made
 	@$(INSTALL) --require-hashes -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help setup demo test check fmt bench lock clean
+.PHONY: help setup demo test check fmt docs bench lock clean
