@@ -97,17 +97,16 @@ CREATE FUNCTION pgvigil.host_file(name text) RETURNS text
       path := '/proc/' || name;
     ELSIF name = 'net/dev' THEN
       path := '/proc/self/net/dev';
-    ELSIF name IN ('memory.max', 'memory.current', 'memory.events', 'cpu.max', 'cpu.stat') THEN
-      -- The server's own group, by the kernel's word; in a container it stands at the top.
-      own := pg_catalog.substring(
-        pg_catalog.pg_read_file('/proc/self/cgroup', 0, 65536, true), '(?n)^0::(/.*)$');
-      path := '/sys/fs/cgroup'
-        || CASE WHEN own IS NULL OR own = '/' OR own LIKE '%/..%' THEN '' ELSE own END
-        || '/' || name;
-    ELSE
-      RETURN NULL;
+    ELSIF name IN ('memory.max', 'memory.current', 'memory.events', 'cpu.max') THEN
+      own := '';
+      base := '/sys/fs/cgroup';
+    ELSIF name IN ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'memory.oom_control') THEN
+      own := 'memory';
+      base := '/sys/fs/cgroup/memory';
+    ELSIF name IN ('cpu.cfs_quota_us', 'cpu.cfs_period_us') THEN
+      own := 'cpu';
+XXX
     END IF;
-    RETURN pg_catalog.pg_read_file(path, 0, 1048576, true);
   EXCEPTION WHEN OTHERS THEN
     -- Some kernels have the files and refuse to read them.
     RETURN NULL;
@@ -116,7 +115,23 @@ REVOKE ALL ON FUNCTION pgvigil.host_file(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION pgvigil.host_file(text) TO {role};
 """
 
-BLOAT = ""
+BLOAT = """\
+-- Widths of columns: discloses to the role the mean width, the share of NULLs and the number of
+-- distinct values of each column that was analyzed, and none of the values that PostgreSQL keeps
+-- beside them. Estimates of bloat need it in each database whose tables are to be estimated.
+DROP FUNCTION IF EXISTS pgvigil.column_widths();
+CREATE FUNCTION pgvigil.column_widths(
+    OUT starelid oid, OUT staattnum int2, OUT stawidth int4, OUT stanullfrac float4,
+    OUT stadistinct float4) RETURNS SETOF record
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS $$
+    SELECT starelid, staattnum, stawidth, stanullfrac, stadistinct
+    FROM pg_catalog.pg_statistic
+    WHERE NOT stainherit
+  $$;
+REVOKE ALL ON FUNCTION pgvigil.column_widths() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION pgvigil.column_widths() TO {role};
+"""
 
 _PLACE = """\
 -- Run this as a superuser, in the database that the exporter connects to; standbys get it from
