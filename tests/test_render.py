@@ -5,80 +5,25 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pgvigil import __version__, render
-from pgvigil.catalogue import Metric, Needs, Query, Variant
+from pgvigil.catalogue import Query
 from pgvigil.collect import Collector, Scrape
 from pgvigil.config import Target
 from pgvigil.errors import Down, QueryFailed
 from pgvigil.lane import Tally
 from pgvigil.plan import Facts, Loss, Plan, Reason, Refusal, Statement
 from pgvigil.render import Family, Layout, Sheet, headers
-from pgvigil.session import Rows
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as openmetrics_families,
 )
 from prometheus_client.parser import text_string_to_metric_families as text_families
 
-BOOL, INT8, TEXT, FLOAT8, NUMERIC = 16, 20, 25, 701, 1700
-
-
-class Column(NamedTuple):
-    """A column of a result: its name, the OID of its type and its values as the server writes."""
-
-    name: str
-    oid: int
-    values: Sequence[bytes | None]
-
-
-class Result:
-    """A result as libpq gives it, as far as rendering asks."""
-
-    def __init__(self, *columns: Column) -> None:
-        self._columns = columns
-        self.nfields = len(columns)
-        self.ntuples = len(columns[0].values)
-
-    def fname(self, column: int) -> bytes:
-        return self._columns[column].name.encode()
-
-    def ftype(self, column: int) -> int:
-        return self._columns[column].oid
-
-    def get_value(self, row: int, column: int) -> bytes | None:
-        return self._columns[column].values[row]
-
-
-def rows(*columns: Column) -> Rows:
-    return cast(Rows, Result(*columns))
-
-
-def statement(
-    *names: str, labels: Sequence[str] = (), max_series: int = 100, text: str = "What it is."
-) -> Statement:
-    """A statement whose metrics come from columns of the same names."""
-    metrics = tuple(
-        Metric(n, n, "counter" if n.endswith("_total") else "gauge", text, n, 0, 1000)
-        for n in names
-    )
-    query = Query(
-        "area.query",
-        "Somebody wants to know.",
-        "any",
-        Needs(),
-        1.0,
-        max_series,
-        tuple(labels),
-        (Variant(0, 1000, "select"),),
-        metrics,
-        "catalogue/area.yml",
-        1,
-    )
-    return Statement(query, "select", metrics)
+from lab.results import BOOL, FLOAT8, INT8, NUMERIC, TEXT, Column, rows, statement
 
 
 def written(families: Iterable[Family], *, openmetrics: bool = False) -> str:
