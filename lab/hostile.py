@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import psycopg
+from pgvigil.connect import GUARDS
 from psycopg.conninfo import make_conninfo
 
 from lab.postgres import Server
@@ -189,8 +190,12 @@ def _settings(major: int) -> Iterator[bytes]:
     yield b"statement_timeout = '1ms'"
     yield b"lock_timeout = '1ms'"
     yield b"default_transaction_deferrable = on"
-    if major < 19:
+    # With these a session has to be guarded before its first statement: the one turns a
+    # backslash into an escape, with the other a standby refuses every statement.
+    if major < 19 and "standard_conforming_strings" in GUARDS:
         yield b"standard_conforming_strings = off"
+    if "default_transaction_isolation" in GUARDS:
+        yield b"default_transaction_isolation = 'serializable'"
 
 
 def _run(server: Server, database: str, statement: bytes) -> None:
