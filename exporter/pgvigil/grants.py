@@ -88,25 +88,39 @@ CREATE FUNCTION pgvigil.host_file(name text) RETURNS text
   LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
   AS $$
   DECLARE
-    own text;
+    controller text := pg_catalog.split_part(name, '.', 1);
+    groups text;
     path text;
+    content text;
   BEGIN
     IF name IN ('loadavg', 'meminfo', 'stat', 'vmstat', 'diskstats', 'pressure/cpu',
       'pressure/io', 'pressure/memory')
     THEN
-      path := '/proc/' || name;
+      RETURN pg_catalog.pg_read_file('/proc/' || name, 0, 1048576, true);
     ELSIF name = 'net/dev' THEN
-      path := '/proc/self/net/dev';
-    ELSIF name IN ('memory.max', 'memory.current', 'memory.events', 'cpu.max') THEN
-      own := '';
-      base := '/sys/fs/cgroup';
-    ELSIF name IN ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'memory.oom_control') THEN
-      own := 'memory';
-      base := '/sys/fs/cgroup/memory';
-    ELSIF name IN ('cpu.cfs_quota_us', 'cpu.cfs_period_us') THEN
-      own := 'cpu';
-XXX
+      RETURN pg_catalog.pg_read_file('/proc/self/net/dev', 0, 1048576, true);
+    ELSIF name NOT IN ('memory.max', 'memory.current', 'memory.events', 'memory.limit_in_bytes',
+      'memory.usage_in_bytes', 'memory.oom_control', 'cpu.max', 'cpu.stat', 'cpu.cfs_quota_us',
+      'cpu.cfs_period_us')
+    THEN
+      RETURN NULL;
     END IF;
+    -- The server's own control group, by the kernel's word; a container may see it at the top.
+    groups := pg_catalog.pg_read_file('/proc/self/cgroup', 0, 65536, true);
+    FOREACH path IN ARRAY ARRAY[
+      '/sys/fs/cgroup' || pg_catalog.substring(groups, '(?n)^0::(/.*)$'),
+      '/sys/fs/cgroup',
+      '/sys/fs/cgroup/' || controller || pg_catalog.substring(
+        groups, '(?n)^[0-9]+:(?:[^:]*,)?' || controller || '(?:,[^:]*)?:(/.*)$'),
+      '/sys/fs/cgroup/' || controller
+    ] LOOP
+      CONTINUE WHEN path IS NULL;
+      content := pg_catalog.pg_read_file(path || '/' || name, 0, 65536, true);
+      IF content IS NOT NULL THEN
+        RETURN content;
+      END IF;
+    END LOOP;
+    RETURN NULL;
   EXCEPTION WHEN OTHERS THEN
     -- Some kernels have the files and refuse to read them.
     RETURN NULL;
