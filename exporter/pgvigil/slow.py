@@ -21,7 +21,7 @@ PATIENCE = 600.0
 """Seconds after the last scrape for which the lane goes on; who is not scraped asks nothing."""
 
 REFRESH = 60.0
-"""Seconds after which the list of databases is read again."""
+"""Seconds after which the list of databases is read again; less when a query runs more often."""
 
 KEEP = 300.0
 """Seconds for which a result is served at least, however often its query runs."""
@@ -125,6 +125,7 @@ class SlowLane:
         self._session: Session | None = None
         self._lifetime = 0.0
         self._facts: Facts | None = None
+        self._refresh = min([REFRESH, *(q.every for q in self._queries if q.name not in off)])
         self._listed = float("-inf")
         self._sizes: dict[str, int] = {}
         self._scraped = 0.0
@@ -208,7 +209,7 @@ class SlowLane:
     async def _run(self) -> None:
         try:
             while (now := time.monotonic()) < self._scraped + PATIENCE:
-                listing = self._listed + REFRESH if self._rounds else float("inf")
+                listing = self._listed + self._refresh if self._rounds else float("inf")
                 place = min((self.server, *self.databases.values()), key=lambda p: p.next)
                 due = min(place.next, listing)
                 if due > now:
