@@ -1,4 +1,4 @@
-"""Wire the rooms together behind the commands serve, check, explain, reference and grants."""
+"""Wire the rooms together behind the commands, from serve to grants."""
 
 import argparse
 import asyncio
@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from pgvigil import (
     render,
     serve,
     standards,
+    trial,
 )
 from pgvigil.collect import Collector
 from pgvigil.config import Settings, Target, Told
@@ -146,11 +147,50 @@ def _explain(told: argparse.Namespace) -> int:
     settings, queries = _settled(told)
     chosen = [t for t in settings.targets if told.target in (None, t.name)]
     if not chosen:
-        known = ", ".join(target.name for target in settings.targets)
-        print(f"no target is called {told.target!r}; there are {known}", file=sys.stderr)
-        return USAGE_ERROR
+        return _no_such("target", told.target, (target.name for target in settings.targets))
     codes = [asyncio.run(_explain_one(target, queries, told.sql)) for target in chosen]
     return max(codes)
+
+
+def _query(told: argparse.Namespace) -> int:
+    settings, queries = _settled(told)
+    target = next((t for t in settings.targets if told.target in (None, t.name)), None)
+    if target is None:
+        return _no_such("target", told.target, (target.name for target in settings.targets))
+    query = next((query for query in queries if query.name == told.name), None)
+    if query is None:
+        return _no_such("query", told.name, (query.name for query in queries))
+    seconds = serve.DEFAULT_TIMEOUT + query.timeout
+    try:
+        done = asyncio.run(trial.run(target, query, told.database, seconds))
+    except (Unreachable, TimeoutError) as error:
+        print(f"{target.address}: {error or 'no answer in time'}", file=sys.stderr)
+        return FAILURE
+    if told.sql and done.text:
+        print(f"{done.text};\n")
+    for loss in done.losses:
+        print(f"-- without {loss.metric.name}: {loss.reason}: {loss.detail}")
+    if done.failure:
+        print(f"{query.name}: {done.failure.reason}: {done.failure.detail}", file=sys.stderr)
+        print(f"it stands at {query.place}:{query.line}", file=sys.stderr)
+        return FAILURE
+    print("\n".join(trial.table(done.columns, done.rows[: told.rows])))
+    count = len(done.rows)
+    if count > told.rows:
+        print(f"-- and {count - told.rows} more; --rows {count} shows them")
+    print(f"-- {count} row{'' if count == 1 else 's'} in {done.seconds * 1000:.1f} ms\n")
+    print("\n".join(done.series))
+    for reason, dropped in done.dropped.items():
+        print(f"-- {dropped} samples dropped: {reason}")
+    return 0
+
+
+def _no_such(kind: str, name: str, known: Iterable[str]) -> int:
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, 1)
+    guess = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    print(f"no {kind} is called {name!r}; {guess}", file=sys.stderr)
+    return USAGE_ERROR
 
 
 async def _explain_one(target: Target, queries: Sequence[catalogue.Query], sql: bool) -> int:
@@ -319,6 +359,14 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="PATH",
                 help="file or folder with queries of your own; may be given more than once",
             )
+        if name == "query":
+            made.add_argument("name", help="the query, such as activity.sessions or one of yours")
+            made.add_argument("--target", help="which of the configuration; the first when absent")
+            made.add_argument("--database", help="where; the connected one when absent")
+            made.add_argument("--sql", action="store_true", help="show the statement as well")
+            made.add_argument(
+                "--rows", type=int, default=50, help="the most rows to show (default %(default)s)"
+            )
         if name == "grants":
             made.add_argument(
                 "--role", default=grants.DEFAULT_ROLE, help="its name (default %(default)s)"
@@ -333,5 +381,6 @@ def _parser() -> argparse.ArgumentParser:
         "explain", _explain, "Show what would run on a server, what would not, and why.", common
     )
     command("reference", _reference, "Print the reference of all metrics as Markdown.")
+    command("query", _query, "Run one query on a server: its rows, and their series.", common)
     command("grants", _grants, "Print the SQL that makes a role for monitoring.")
     return parser

@@ -28,6 +28,7 @@ ORDER = (
     "collect",
     "render",
     "ranking",
+    "trial",
     "landing",
     "serve",
     "cli",

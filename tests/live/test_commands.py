@@ -3,10 +3,12 @@
 import contextlib
 import http.client
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +106,70 @@ def test_a_port_that_is_taken_is_told_and_ends_with_1() -> None:
         done = pgvigil("serve", "--listen", f"127.0.0.1:{exporter.port}")
     assert done.returncode == 1
     assert "Address already in use" in done.stderr
+
+
+OWN = """
+relations:
+  why: Somebody wants to know.
+  every: 5m
+  scope: database
+  max_series: 20
+  labels: [relkind]
+  sql: |
+    select relkind::text as relkind, pg_catalog.count(*) as relations
+    from pg_catalog.pg_class group by relkind
+  metrics: {own_relations: {column: relations, type: gauge, help: Relations.}}
+gone:
+  why: Somebody wants to know.
+  max_series: 1
+  sql: select 1 as one from public.gone
+  metrics: {own_gone: {column: one, type: gauge, help: One.}}
+away:
+  why: Somebody wants to know.
+  on: standby
+  max_series: 1
+  sql: select 1 as one
+  metrics: {own_away: {column: one, type: gauge, help: One.}}
+"""
+
+
+@pytest.mark.parametrize("major", [17])
+def test_a_query_is_tried_with_its_rows_and_its_series(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "own.yml").write_text(OWN)
+    own = ("--catalogue", str(tmp_path))
+    dsn = cluster.primary.conninfo(**PGVIGIL.login)
+
+    done = pgvigil(
+        "query", "own.relations", *own, "--sql", "--database", "template1", PGVIGIL_DSN=dsn
+    )
+    (views,) = cluster.primary.execute("select count(*) from pg_class where relkind = 'v'")[0]
+    assert done.returncode == 0, done.stderr
+    assert "from pg_catalog.pg_class group by relkind" in done.stdout
+    assert re.search(r"^relkind +relations$", done.stdout, re.M)
+    assert 'own_relations{datname="template1",relkind="r"} ' in done.stdout
+    assert re.search(r"^v +\d+$", done.stdout, re.M)
+    assert views
+
+    ours = pgvigil("query", "activity.processes", "--rows", "1", PGVIGIL_DSN=dsn)
+    assert re.search(r"-- and \d+ more; --rows \d+ shows them", ours.stdout)
+
+
+@pytest.mark.parametrize("major", [17])
+@pytest.mark.parametrize(
+    ("name", "code", "told"),
+    [
+        ("own.gone", 1, 'undefined_table: relation "public.gone" does not exist'),
+        ("own.away", 1, "role: runs on a standby, this is a primary"),
+        ("own.relation", 2, "did you mean own.relations?"),
+    ],
+)
+def test_a_query_that_cannot_be_tried_says_why_and_where_it_stands(
+    cluster: Cluster, tmp_path: Path, name: str, code: int, told: str
+) -> None:
+    (tmp_path / "own.yml").write_text(OWN)
+    dsn = cluster.primary.conninfo(**PGVIGIL.login)
+    done = pgvigil("query", name, "--catalogue", str(tmp_path), PGVIGIL_DSN=dsn)
+    assert done.returncode == code
+    assert told in done.stderr
+    if code == 1:
+        assert "own.yml:" in done.stderr
