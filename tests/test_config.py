@@ -444,6 +444,8 @@ def test_no_characters_around_a_password_in_a_uri_show_it(text: str) -> None:
 @example("x,", "{{host: a, password: {}}}")
 @example("", "{{password:{}}}")
 @example("!!bool ", "password: {}")
+@example(":", "password:{}")
+@example(": x", "password:{}")
 def test_no_slip_in_yaml_shows_a_password(
     tmp_path_factory: pytest.TempPathFactory, text: str, form: str
 ) -> None:

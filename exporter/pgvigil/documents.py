@@ -1,6 +1,7 @@
 """Read YAML files strictly, so that every fault is known with its line before anything runs."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
@@ -192,7 +193,7 @@ def _explain(  # noqa: C901  (flat: one case for each rule of the schemas)
     import difflib
 
     keys: Keys = tuple(error.absolute_path)
-    here = ".".join(map(str, keys)) or "the file"
+    here = ".".join(spoken(str(key)) for key in keys) or "the file"
     instance: Any = error.instance
     rule: Any = error.validator_value
     part: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
@@ -204,7 +205,7 @@ def _explain(  # noqa: C901  (flat: one case for each rule of the schemas)
                 if key not in known:
                     near = difflib.get_close_matches(key, known, 1)
                     guess = f"; did you mean {near[0]!r}?" if near else ""
-                    text = f"unknown key {key!r}{guess} (known here: {', '.join(known)})"
+                    text = f"unknown key {spoken(key)!r}{guess} (known here: {', '.join(known)})"
                     yield _Fault((*keys, key), text)
         case "required":
             for key in rule:
@@ -224,7 +225,7 @@ def _explain(  # noqa: C901  (flat: one case for each rule of the schemas)
             yield _Fault(keys, f"{here} must be one of {', '.join(map(str, rule))}")
         case "propertyNames":
             key = instance
-            yield _Fault((*keys, str(key)), f"{key!r} is not a legal name here{hint}")
+            yield _Fault((*keys, str(key)), f"{spoken(str(key))!r} is not a legal name here{hint}")
         case "minItems" | "minLength" | "minProperties":
             yield _Fault(keys, f"{here} must not be empty{hint}")
         case "minimum" | "maximum":
@@ -233,11 +234,21 @@ def _explain(  # noqa: C901  (flat: one case for each rule of the schemas)
         case "uniqueItems":
             yield _Fault(keys, f"{here} names the same thing twice; remove one")
         case "pattern" if "propertyNames" in error.schema_path:
-            yield _Fault((*keys, str(instance)), f"{instance!r} is not a legal name here{hint}")
+            yield _Fault(
+                (*keys, str(instance)), f"{spoken(str(instance))!r} is not a legal name here{hint}"
+            )
         case "pattern":
             yield _Fault(keys, f"{here} is not of the right form{hint}")
         case _:
             yield _Fault(keys, f"{here} breaks the rule {error.validator!r}{hint}")
+
+
+def spoken(key: str) -> str:
+    """A key as it may be shown: of `password:secret`, where a blank is missing, the first part."""
+    return _SLIP.sub(r"\1...", key)
+
+
+_SLIP = re.compile(r"(pass\w*)\W.*", re.I | re.S)
 
 
 def _kind(value: object) -> str:
