@@ -252,7 +252,15 @@ def _settled(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query,
     extra: Sequence[Path] = told.catalogue
     try:
         settings = config.settle(
-            Told(told.config, told.dsn, told.listen, tuple(told.catalogue)), os.environ
+            Told(
+                told.config,
+                told.dsn,
+                told.listen,
+                tuple(told.catalogue),
+                tuple(told.enable),
+                tuple(told.disable),
+            ),
+            os.environ,
         )
         extra = settings.catalogue
     except Refused as error:
@@ -330,6 +338,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="file or folder with queries of your own; may be given more than once",
     )
+    for word, text in (
+        ("enable", "run an area or query that is opt-in (or PGVIGIL_ENABLE, with spaces between)"),
+        ("disable", "leave out an area or query (or PGVIGIL_DISABLE)"),
+    ):
+        common.add_argument(
+            f"--{word}",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help=f"on every target, {text}; may be given more than once",
+        )
     common.add_argument(
         "--listen", metavar="ADDRESS:PORT", help=f"where to serve (default {config.DEFAULT_LISTEN})"
     )

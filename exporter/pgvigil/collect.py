@@ -224,7 +224,8 @@ class Collector:
         """Add what the slow lane knows, as far as there is room."""
         if not scrape.up or not self.facts or not self.plan:
             return
-        self.slow.scraped(self.facts, self.plan)
+        peer = self._session.peer if self._session else None
+        self.slow.scraped(self.facts, self.plan, peer)
         results = list(self.slow.results())
         claims = [(self._by_name[name], sheet) for name, sheet in scrape.sheets.items()]
         claims += [(result.statement.query, result.sheet) for result in results]

@@ -4,7 +4,7 @@ import difflib
 import errno
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,6 +112,8 @@ class Told:
     dsn: str | None = None
     listen: str | None = None
     catalogue: Sequence[Path] = ()
+    enable: Sequence[str] = ()
+    disable: Sequence[str] = ()
 
 
 def read_secret(path: Path) -> str:
@@ -168,6 +170,11 @@ def settle(told: Told, environment: Mapping[str, str]) -> Settings:
     if problems or not address:
         raise Refused(problems)
     own = [path.parent / name for name in data.get("catalogue", ())] if path else []
+    enable = (*told.enable, *environment.get("PGVIGIL_ENABLE", "").split())
+    disable = (*told.disable, *environment.get("PGVIGIL_DISABLE", "").split())
+    targets = [
+        replace(t, enable=(*t.enable, *enable), disable=(*t.disable, *disable)) for t in targets
+    ]
     return Settings(address, targets, (*own, *told.catalogue))
 
 
@@ -209,7 +216,7 @@ def _from_file(
             if key not in _KEYWORDS:
                 near = difflib.get_close_matches(key, _KEYWORDS, 1)
                 guess = f"did you mean {near[0]!r}?" if near else "see libpq's list of them"
-                text = f"{key!r} is no connection keyword of libpq; {guess}"
+                text = f"{documents.spoken(key)!r} is no connection keyword of libpq; {guess}"
                 problems.append(document.problem((*keys, "connection", key), text))
         if "dsn" in raw:
             try:

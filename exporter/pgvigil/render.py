@@ -254,6 +254,14 @@ def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
     if scrape.up:
         yield from _about_queries(collector, scrape)
         yield from _about_databases(collector)
+        expiry = collector.slow.certificate_expiry
+        yield _family(
+            "pgvigil_server_certificate_expiry_timestamp_seconds",
+            "gauge",
+            "When the certificate that the server shows expires, in seconds since the epoch; only "
+            "where the connection is encrypted.",
+            [(labels, expiry)] if expiry is not None else [],
+        )
     yield from _about_target([(collector, scrape)], labelled=False)
 
 

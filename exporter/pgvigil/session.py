@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import errors, generators, pq, waiting
 
+from pgvigil.certificate import Peer
 from pgvigil.config import Target
 from pgvigil.connect import (
     GUARDS,
@@ -122,6 +123,16 @@ class Session:
     def tls(self) -> bool:
         """Whether the connection is encrypted."""
         return not self.closed and self._pgconn.ssl_in_use
+
+    @property
+    def peer(self) -> Peer | None:
+        """Who shows a certificate at the other end; None without TLS."""
+        if not self.tls:
+            return None
+        decoded = [
+            part.decode(errors="replace") for part in (self._pgconn.hostaddr, self._pgconn.host)
+        ]
+        return Peer(decoded[0], int(self._pgconn.port), decoded[1])
 
     @property
     def backend_pid(self) -> int:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from pgvigil import certificate
 from pgvigil.catalogue import Query
+from pgvigil.certificate import Peer
 from pgvigil.config import Target
 from pgvigil.errors import Down, Unreachable
 from pgvigil.lane import LIFETIME, Layout, Ledger, MakeLayout, Reception, Sheet
@@ -39,6 +41,8 @@ _RETRY = 60.0
 """Seconds before a database that could not be visited is tried again."""
 _IDLE = 600.0
 """Seconds before a database is looked at again for what does not fit it."""
+_HANDSHAKE = 3600.0
+"""Seconds after which the server's certificate is looked at again."""
 _LATE = 10.0
 """Seconds over its time after which a visit is called late."""
 
@@ -119,6 +123,10 @@ class SlowLane:
         self._rounds = {q.name: 0.0 for q in self._queries if q.name not in off}
         self._every = {query.name: query.every for query in queries}
         self._wanted = wanted(queries)
+        self.certificate_expiry: float | None = None
+        """Seconds since the epoch; None when it is not known."""
+        self._peer: Peer | None = None
+        self._peered = float("-inf")
         self._visiting = 0
         self._ledger = ledger
         self._make_layout = make_layout
@@ -137,8 +145,13 @@ class SlowLane:
         """Connections open now."""
         return int(self._session is not None and not self._session.closed) + self._visiting
 
-    def scraped(self, facts: Facts, plan: Plan) -> None:
-        """A scrape has found the server up: go on, with what fits it now."""
+    def scraped(self, facts: Facts, plan: Plan, peer: Peer | None) -> None:
+        """A scrape has found the server up: go on, with what fits it now.
+
+        `peer` shows a certificate to those who connect.
+        """
+        if peer != self._peer:
+            self._peer, self._peered, self.certificate_expiry = peer, float("-inf"), None
         before, self._facts = self._facts, facts
         if before and (before.version, before.in_recovery) != (facts.version, facts.in_recovery):
             for place in (self.server, *self.databases.values()):
@@ -211,12 +224,16 @@ class SlowLane:
             while (now := time.monotonic()) < self._scraped + PATIENCE:
                 listing = self._listed + self._refresh if self._rounds else float("inf")
                 place = min((self.server, *self.databases.values()), key=lambda p: p.next)
-                due = min(place.next, listing)
+                handshake = self._peered + _HANDSHAKE if self._peer else float("inf")
+                due = min(place.next, listing, handshake)
                 if due > now:
                     self._woken.clear()
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(min(due - now, PATIENCE)):
                             await self._woken.wait()  # a scrape may change what is due
+                elif handshake <= now and self._peer:
+                    self._peered = now
+                    self.certificate_expiry = await certificate.expiry(self._peer, _CONNECT)
                 elif listing <= place.next:
                     await self._list()
                 else:

@@ -21,6 +21,7 @@ ORDER = (
     "catalogue",
     "reference",
     "plan",
+    "certificate",
     "connect",
     "session",
     "lane",

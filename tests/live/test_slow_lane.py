@@ -290,3 +290,17 @@ def test_what_runs_where_is_explained(server: Server, tmp_path: Path) -> None:
         assert page.value("pgvigil_query_skipped", query="own.size", reason="disabled") == 1
         assert page.value("pgvigil_query_skipped", query="own.standby", reason="role") == 1
         assert not page.series("own_size")
+
+
+def test_the_end_of_the_servers_certificate_is_told_where_there_is_tls(
+    fresh_server: FreshServer, tmp_path: Path
+) -> None:
+    server = fresh_server(18, tls=True)
+    name = "pgvigil_server_certificate_expiry_timestamp_seconds"
+    plain = {**PGVIGIL.login, "sslmode": "disable"}
+    with Exporter(environment={"PGVIGIL_DSN": server.conninfo(**plain)}) as exporter:
+        page_where(exporter, lambda page: page.series("pgvigil_query_age_seconds"))
+        assert not exporter.scrape().series(name)
+    with exporter_of(tmp_path, server) as exporter:
+        page = page_where(exporter, lambda page: page.series(name))
+        assert page.value(name) > time.time()
