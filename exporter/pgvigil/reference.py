@@ -81,6 +81,13 @@ _SCRAPE = (
         "What the last connection cost: name look-up, TLS, authentication and all.",
     ),
     Own(
+        "pgvigil_server_certificate_expiry_timestamp_seconds",
+        "gauge",
+        (),
+        "When the certificate that the server shows expires, in seconds since the epoch; only "
+        "where the connection is encrypted.",
+    ),
+    Own(
         "pgvigil_superuser",
         "gauge",
         (),
@@ -221,6 +228,7 @@ _UNITS = {
     "_seconds": "seconds",
     "_bytes": "bytes",
     "_ratio": "ratio",
+    "_multixacts": "multixact ids",
     "_mxids": "multixact ids",
     "_xids": "transaction ids",
 }
