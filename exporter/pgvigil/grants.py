@@ -37,8 +37,8 @@ GRANT USAGE ON SCHEMA pgvigil TO PUBLIC;
 """
 
 SECURITY = """\
--- Password kinds: discloses to the role how the password of each login role is stored (scram-sha-256,
--- md5, none, other), and never a password or its hash.
+-- Password kinds: discloses to the role how the password of each login role is stored
+-- (scram-sha-256, md5, none, other), and never a password or its hash.
 DROP FUNCTION IF EXISTS pgvigil.password_kinds();
 CREATE FUNCTION pgvigil.password_kinds(OUT rolname name, OUT kind text) RETURNS SETOF record
   LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -68,7 +68,8 @@ CREATE FUNCTION pgvigil.hba_rules(
       coalesce(type = 'local' OR address IN ('localhost', 'samehost')
         OR (address LIKE '127.%' AND netmask LIKE '255.%')
         OR (address = '::1' AND netmask = 'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff'), false),
-      error IS NOT NULL,
+      -- PostgreSQL also has a word on lines it takes, such as hostssl where TLS is off.
+      error IS NOT NULL AND type IS NULL,
       -- Of all but the options: whoever reads it cannot try passwords against it.
       pg_catalog.hashtext(pg_catalog.concat_ws(' ', line_number, type, database, user_name,
         address, netmask, auth_method, error IS NOT NULL))
