@@ -38,6 +38,10 @@ class Scrape:
     ended_at: float = 0.0
     """Seconds since the epoch."""
 
+    def answered(self) -> None:
+        """The server has said something."""
+        self.up, self.down, self.detail = True, None, ""
+
 
 class Collector:
     """One target: its fresh lane, its slow lane and the books of both.
@@ -177,6 +181,7 @@ class Collector:
                 if scrape.up:  # else it is no fault of any query
                     reception.give_up()
                 raise
+            scrape.answered()  # also where no query is fresh
             if facts == self.facts:  # on a new connection another object tells the same
                 self.facts_at = time.time()
                 return
@@ -215,10 +220,7 @@ class Collector:
         def done(statement: Statement, sheet: Sheet) -> None:
             scrape.sheets[statement.query.name] = sheet
 
-        def alive() -> None:
-            scrape.up, scrape.down, scrape.detail = True, None, ""
-
-        return Reception(self.ledger, "", work, done, alive)
+        return Reception(self.ledger, "", work, done, scrape.answered)
 
     def _complete(self, scrape: Scrape) -> None:
         """Add what the slow lane knows, as far as there is room."""

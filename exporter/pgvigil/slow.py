@@ -43,6 +43,8 @@ _IDLE = 600.0
 """Seconds before a database is looked at again for what does not fit it."""
 _HANDSHAKE = 3600.0
 """Seconds after which the server's certificate is looked at again."""
+_FAREWELL = 2.0
+"""Seconds that statements under way are given when the program ends."""
 _LATE = 10.0
 """Seconds over its time after which a visit is called late."""
 
@@ -203,10 +205,16 @@ class SlowLane:
         return [name for name, place in self.databases.items() if now - place.next > _LATE]
 
     async def close(self) -> None:
-        """End what runs, and the connection."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        """End what runs, and the connection.
+
+        What is under way gets a moment: a server writes a line about each client it loses.
+        """
+        self._scraped = float("-inf")
+        self._woken.set()
+        if task := self._task:
+            await asyncio.wait({task}, timeout=_FAREWELL)
+            task.cancel()
+            await asyncio.wait({task})
         self._leave()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -293,6 +301,8 @@ class SlowLane:
                 and (statement.query.name, place.database) not in resting
             ]
             for first in range(0, len(work), _GROUP):
+                if self._scraped < 0:
+                    return  # the program ends
                 if not home and time.monotonic() - session.opened > _STAY:
                     self._exit(session)
                     await asyncio.sleep(_PAUSE)

@@ -1,0 +1,91 @@
+"""Recognises managed services by what they leave in a server, and calls nothing that raises."""
+
+from collections.abc import Callable
+
+import pytest
+from pgvigil.plan import RAISES
+
+from lab.cluster import PGVIGIL
+from lab.exporter import Exporter
+from lab.postgres import Server
+
+FreshServer = Callable[..., Server]
+
+PRETEND = {
+    "rds": "create database rdsadmin",
+    "cloudsql": "create database cloudsqladmin",
+    "alloydb": "create database alloydbadmin",
+    "azure": "create database azure_maintenance",
+    "supabase": "create role supabase_admin",
+}
+
+
+def skipped(exporter: Exporter, name: str) -> dict[str, str]:
+    """The queries or metrics that are skipped, with the reason."""
+    kind = name.removeprefix("pgvigil_").removesuffix("_skipped")
+    series = exporter.scrape().series(name)
+    return {dict(labels)[kind]: dict(labels)["reason"] for labels in series}
+
+
+@pytest.mark.parametrize("provider", PRETEND)
+def test_a_services_own_database_is_neither_entered_nor_measured(
+    fresh_server: FreshServer, provider: str
+) -> None:
+    server = fresh_server(16)
+    server.execute(PRETEND[provider])
+    alien = server.execute("select datname from pg_database where datname ~ 'admin|azure'")
+    for (name,) in alien:
+        server.execute(f"revoke connect on database {name} from public")
+    begin = server.log_position()
+    with Exporter(environment={"PGVIGIL_DSN": server.conninfo(**PGVIGIL.login)}) as exporter:
+        exporter.scrape()
+        page = exporter.scrape()
+        assert page.value("pg_up") == 1
+        assert page.failed() == set()
+        assert b"provider" not in exporter.get("/").body or not RAISES.get(provider)
+    assert server.errors_in_log(begin) == []
+
+
+def raising(server: Server) -> None:
+    """Make the functions that Aurora has and that raise there raise here."""
+    server.execute(
+        "create function pg_catalog.aurora_version() returns text language sql as $$ select '1' $$"
+    )
+    found = server.execute(
+        """select p.oid::regprocedure::text, pg_get_function_result(p.oid),
+          pg_get_function_arguments(p.oid)
+        from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+        where n.nspname = 'pg_catalog' and p.proname = any(%s)""",
+        [list(RAISES["aurora"])],
+    )
+    assert len(found) >= 10
+    for signature, result, arguments in found:
+        name = signature.partition("(")[0]
+        server.execute(
+            f"create or replace function pg_catalog.{name}({arguments}) returns {result} "
+            "language plpgsql as $$ begin raise feature_not_supported; end $$"
+        )
+
+
+@pytest.mark.parametrize("major", [13, 17])
+def test_what_raises_on_aurora_is_not_called_and_costs_only_its_own_metrics(
+    fresh_server: FreshServer, major: int
+) -> None:
+    server = fresh_server(major)
+    raising(server)
+    begin = server.log_position()
+    with Exporter(environment={"PGVIGIL_DSN": server.conninfo(**PGVIGIL.login)}) as exporter:
+        exporter.scrape()
+        page = exporter.scrape()
+        assert page.failed() == set()
+        for name in (
+            "pg_in_recovery",
+            "pg_connections_used",
+            "pg_stat_archiver_failed_count_total",
+        ):
+            assert page.series(name), name
+        lost = skipped(exporter, "pgvigil_metric_skipped")
+        assert lost["pg_archiving_unarchived_bytes"] == "provider"
+        assert skipped(exporter, "pgvigil_query_skipped")["backup.archive_status"] == "provider"
+        assert b"pg_ls_archive_statusdir raises an error on aurora" in exporter.get("/").body
+    assert server.errors_in_log(begin) == []
