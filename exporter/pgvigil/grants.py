@@ -151,7 +151,10 @@ GRANT EXECUTE ON FUNCTION pgvigil.column_widths() TO {role};
 _PLACE = """\
 -- Run this as a superuser, in the database that the exporter connects to; standbys get it from
 -- their primary. The role must exist. It may be run again.
-BEGIN;
+BEGIN READ WRITE;
+-- Whatever the database sets, names below mean what they say.
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL statement_timeout = '10s';
 """
 
 PARTS = {
