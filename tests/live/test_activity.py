@@ -319,3 +319,72 @@ def test_commands_tell_how_far_they_are_and_by_name_when_they_last(
     other = only(elsewhere)
     assert (other["datname"], other["relid"]) == ("postgres", vacuum["relid"])
     assert (other["schemaname"], other["relname"]) == (None, None)
+
+
+@pytest.mark.parametrize("major", [13, 18])
+def test_a_relation_that_nobody_can_read_is_told_with_the_age_of_its_holder(
+    server: Server,
+) -> None:
+    server.execute("create database shut")
+    try:
+        server.execute("create table t (); create table u ()", database="shut")
+        with psycopg.connect(server.conninfo(dbname="shut"), autocommit=True) as connection:
+            connection.execute("begin")
+            connection.execute("lock table t, u in access exclusive mode")
+            rows = rows_of(server, "activity.exclusive_locks")
+            ((age,),) = server.execute(
+                "select extract(epoch from clock_timestamp() - xact_start)"
+                " from pg_stat_activity where datname = 'shut'"
+            )
+    finally:
+        server.execute("drop database shut with (force)")
+
+    row = only([row for row in rows if row["datname"] == "shut"])
+    assert row["relations"] == 2
+    assert 0 < number(row, "age") <= float(age)
+
+
+@contextmanager
+def queue(server: Server, *statements: str) -> Iterator[None]:
+    """Have statements wait for a lock, each in a session of its own, one behind the other."""
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(len(statements)))
+        for number_of, statement in enumerate(statements, 1):
+            connection = stack.enter_context(psycopg.connect(server.conninfo(), autocommit=True))
+            pool.submit(connection.execute, statement.encode())
+            server.wait_until(f"select count(*) = {number_of} from pg_locks where not granted")
+        yield
+        server.execute(
+            "select pg_cancel_backend(pid) from pg_stat_activity where wait_event_type = 'Lock'"
+        )
+
+
+@pytest.mark.parametrize("major", [13, 18])
+def test_of_a_queue_for_a_lock_only_the_root_is_named(
+    fresh_server: FreshServer, major: int
+) -> None:
+    server = fresh_server(major, autovacuum=False, max_prepared_transactions=2)
+    server.execute("create table t (n int)")
+    pile = ("alter table t add m int", *["select * from t"] * 5)
+    with transaction(server, "select * from t"), queue(server, *pile):
+        row = only(rows_of(server, "activity.blockers", role=READER))
+        waits = only(rows_of(server, "activity.lock_waits", role=BARE))
+
+    assert (row["datname"], row["usename"], row["kind"]) == (
+        "postgres",
+        "postgres",
+        "idle in transaction",
+    )
+    assert row["sessions"] == 1
+    assert number(row, "age") > 0
+    assert waits["blocked"] == 6
+    if major >= 14:  # 13 knows of a waiting query only what its role may see
+        assert number(waits, "longest") > 0
+
+    server.execute("begin; lock table t; prepare transaction 'p'")
+    with queue(server, "select * from t"):
+        row = only(rows_of(server, "activity.blockers", role=READER))
+    server.execute("rollback prepared 'p'")
+
+    assert (row["kind"], row["sessions"], row["age"]) == ("prepared transaction", 1, None)
+    assert rows_of(server, "activity.blockers", role=READER) == []
