@@ -364,6 +364,40 @@ def test_vacuums_are_counted_by_what_drives_them(maintained: Server) -> None:
         rows_of(maintained, "maintenance.workers", role=BARE)
 
 
+def test_a_worker_that_prevents_wraparound_is_told_from_others(maintained: Server) -> None:
+    # As old as if 150,000 transactions had passed; the server counts them in a circle.
+    ask_database(
+        maintained,
+        """
+        alter table shop.no_inserts set (
+          autovacuum_freeze_max_age = 100000, autovacuum_freeze_min_age = 0);
+        update pg_class set relfrozenxid = ((4294967296 + txid_current() - 150000)
+          % 4294967296)::text::xid where relname = 'no_inserts'""",
+    )
+    rows = rows_of(maintained, "maintenance.oldest_relations", dbname=DATABASE)
+    oldest = max(rows, key=lambda row: number(row, "xid_age"))
+    with held(maintained, "shop.no_inserts"):
+        maintained.set({"autovacuum_naptime": "1s"})
+        try:
+            maintained.wait_until(
+                "select exists (select from pg_stat_activity where query like '%wraparound)' "
+                "and backend_type = 'autovacuum worker' and wait_event_type = 'Lock')"
+            )
+            found = {row["kind"]: row for row in rows_of(maintained, "maintenance.workers")}
+        finally:
+            maintained.set({"autovacuum_naptime": "1d"})
+
+    assert oldest["relname"] == "no_inserts"
+    assert number(oldest, "xid_age") >= 150_000
+    assert found["autovacuum to prevent wraparound"]["processes"] == 1
+    assert number(found["autovacuum to prevent wraparound"], "age") > 0
+    # Freed of its lock, it sees to it.
+    until(
+        maintained,
+        "select age(relfrozenxid) < 100000 from pg_class where relname = 'no_inserts'",
+    )
+
+
 def test_an_extension_that_stays_behind_is_found(maintained: Server) -> None:
     ask_database(maintained, "create extension pg_stat_statements version '1.7'")
     try:
