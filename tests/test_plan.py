@@ -1,8 +1,12 @@
 """A plan sends a server what fits it and says of the rest which fact forbids it."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
-from pgvigil.catalogue import Metric, Needs, Query, Variant
+from pgvigil.catalogue import Metric, Needs, Query, Top, Variant
 from pgvigil.plan import (
+    TOP_ROWS,
     Extension,
     Facts,
     Plan,
@@ -10,6 +14,7 @@ from pgvigil.plan import (
     Refusal,
     Statement,
     Wanted,
+    disabled,
     make_plan,
     wanted,
 )
@@ -96,7 +101,10 @@ def test_a_query_for_primaries_is_refused_on_a_standby() -> None:
 
 def test_a_query_whose_extension_is_missing_is_refused_with_the_database() -> None:
     asked = query(needs=Needs(extension={"pg_stat_statements": "1.8"}))
-    told = (Reason.EXTENSION, "pg_stat_statements is not installed in the database postgres")
+    told = (
+        Reason.EXTENSION,
+        "pg_stat_statements is not installed in postgres, or pgvigil may not use its schema",
+    )
     assert refusal(asked, PRIMARY_16) == told
 
 
@@ -252,3 +260,88 @@ def test_what_queries_want_to_know_is_told_once_and_in_order() -> None:
 
 def test_a_version_number_tells_its_major_version() -> None:
     assert [Facts(v, in_recovery=False).major for v in (130023, 160004, 180000)] == [13, 16, 18]
+
+
+BLOCKS = query(
+    Variant(0, 1000, "select {columns} from pg_catalog.pg_stat_database"),
+    metrics=(
+        metric("pg_plain", "plain"),
+        replace(metric("pg_lsn", "lsn", value="pg_catalog.pg_current_wal_lsn()"), type="gauge"),
+        replace(metric("pg_held", "held"), needs=Needs(privilege=("pg_monitor",))),
+    ),
+)
+
+
+def test_a_metric_that_lacks_something_is_left_out_and_named() -> None:
+    plan = make_plan([BLOCKS], PRIMARY_16)
+    (statement,) = plan.statements
+    assert [m.name for m in statement.metrics] == ["pg_plain", "pg_lsn"]
+    assert "held" not in statement.text
+    (loss,) = plan.losses
+    assert (loss.metric.name, loss.reason) == ("pg_held", Reason.PRIVILEGE)
+    assert loss.detail == "pgvigil lacks the privileges of pg_monitor"
+    held = replace(PRIMARY_16, privileges=frozenset({"pg_monitor"}))
+    assert make_plan([BLOCKS], held).losses == ()
+
+
+def test_what_raises_on_a_managed_service_is_not_called_there() -> None:
+    aurora = replace(PRIMARY_16, provider="aurora", privileges=frozenset({"pg_monitor"}))
+    plan = make_plan([BLOCKS], aurora)
+    assert [m.name for s in plan.statements for m in s.metrics] == ["pg_plain", "pg_held"]
+    assert [loss.reason for loss in plan.losses] == [Reason.PROVIDER]
+    whole = query(Variant(0, 1000, "select 1 as lag from pg_catalog.pg_ls_waldir()"))
+    told = (Reason.PROVIDER, "pg_ls_waldir raises an error on aurora")
+    assert refusal(whole, aurora) == told
+    assert make_plan([whole], replace(PRIMARY_16, provider="rds")).refusals == ()
+
+
+def test_a_query_that_loses_all_its_metrics_is_refused_for_the_first() -> None:
+    metrics = (replace(LAG, needs=Needs(function=("pg_catalog.f()",))),)
+    asked = query(Variant(0, 1000, "select {columns}"), metrics=metrics)
+    told = (Reason.FUNCTION, "pgvigil may not execute pg_catalog.f(), or it does not exist")
+    assert refusal(asked, PRIMARY_16) == told
+
+
+def test_of_several_texts_the_first_whose_needs_are_met_is_used() -> None:
+    newer = Needs(extension={"pg_stat_statements": "1.11"})
+    asked = query(
+        Variant(0, 1000, "select 2 as lag from {pg_stat_statements}.x", newer),
+        Variant(0, 1000, "select 1 as lag"),
+    )
+    assert "select 1 as lag" in text_of(asked)
+    old = replace(PRIMARY_16, extensions={"pg_stat_statements": Extension("1.10", "s")})
+    assert "select 1 as lag" in text_of(asked, old)
+    new = replace(PRIMARY_16, extensions={"pg_stat_statements": Extension("1.12", "s")})
+    assert "select 2 as lag from s.x" in text_of(asked, new)
+    alone = query(asked.variants[0])
+    assert refusal(alone, PRIMARY_16)[0] is Reason.EXTENSION
+    assert refusal(alone, old)[0] is Reason.EXTENSION
+
+
+@pytest.mark.parametrize(
+    ("opt_in", "enable", "disable", "runs"),
+    [
+        (False, (), (), True),
+        (True, (), (), False),
+        (True, ("replication",), (), True),
+        (True, ("replication.lag",), ("replication",), True),
+        (False, (), ("replication",), False),
+        (False, (), ("replication.lag",), False),
+        (False, ("replication",), ("replication.lag",), False),
+        (False, ("replication.lag",), ("replication.lag",), False),
+        (False, ("other",), ("another.lag",), True),
+    ],
+)
+def test_what_an_operator_enables_runs_and_what_he_disables_does_not(
+    opt_in: bool, enable: Sequence[str], disable: Sequence[str], runs: bool
+) -> None:
+    asked = replace(query(), opt_in=opt_in)
+    off = disabled([asked], enable, disable)
+    plan = make_plan([asked], PRIMARY_16, off)
+    assert bool(plan.statements) is runs
+    assert [r.reason for r in plan.refusals] == ([] if runs else [Reason.DISABLED])
+
+
+def test_a_query_that_chooses_rows_may_read_many() -> None:
+    asked = replace(query(max_series=10), labels=("a",), top=Top(3, ("lag",), 60.0, ()))
+    assert text_of(asked).endswith(f"limit {TOP_ROWS}")

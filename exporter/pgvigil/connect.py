@@ -31,7 +31,8 @@ GUARDS: Mapping[str, str] = {
     "default_transaction_read_only": "on",
     "max_parallel_workers_per_gather": "0",
     "jit": "off",
-    "work_mem": "4MB",
+    # Enough for 10,000 entries of pg_stat_statements; at 4 MB they go to a temporary file.
+    "work_mem": "16MB",
     # How values are spelled must not depend on what somebody set for the role.
     "DateStyle": "ISO, MDY",
     "TimeZone": "UTC",

@@ -41,7 +41,7 @@ class Reason(StrEnum):
 
 
 class Extension(NamedTuple):
-    """An extension as it is installed in the connected database."""
+    """An extension as it is installed in the connected database, where we may use its schema."""
 
     version: str
     schema: str
@@ -214,7 +214,8 @@ def _lacks(needs: Needs, text: str, facts: Facts) -> Iterator[tuple[Reason, str]
     for name, least in needs.extension.items():
         extension = facts.extensions.get(name)
         if extension is None:
-            yield Reason.EXTENSION, f"{name} is not installed in the database {facts.database}"
+            why = f"or {facts.user} may not use its schema"
+            yield Reason.EXTENSION, f"{name} is not installed in {facts.database}, {why}"
         elif _numbers(extension.version) < _numbers(least):
             yield Reason.EXTENSION, f"{name} is {extension.version}; {least} is needed"
     for name in needs.privilege:

@@ -457,7 +457,8 @@ def _facts_text(wanted: Wanted) -> str:
       select pg_catalog.json_object_agg(e.extname, pg_catalog.json_build_array(
         e.extversion, pg_catalog.quote_ident(n.nspname)) order by e.extname)
       from pg_catalog.pg_extension as e
-      join pg_catalog.pg_namespace as n on n.oid = e.extnamespace),
+      join pg_catalog.pg_namespace as n on n.oid = e.extnamespace
+      where pg_catalog.has_schema_privilege(n.oid, 'usage')),
     'privileges', (
       select pg_catalog.json_agg(r.rolname order by r.rolname)
       from pg_catalog.pg_roles as r

@@ -283,6 +283,9 @@ def test_a_new_extension_is_seen_at_the_next_scrape(fresh_server: Start, tmp_pat
         page = exporter.scrape()
         assert page.value("pgvigil_query_skipped", query="own.crypto", reason="extension") == 1
         server.execute('create schema "Odd Place"; create extension pgcrypto schema "Odd Place"')
+        page = exporter.scrape()  # it is there, and we may not use its schema
+        assert page.value("pgvigil_query_skipped", query="own.crypto", reason="extension") == 1
+        assert server.errors_in_log() == []
         server.execute('grant usage on schema "Odd Place" to public')
         assert exporter.scrape().value("pg_own_salt") == 11
         server.execute("drop extension pgcrypto")
