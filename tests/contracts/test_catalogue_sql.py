@@ -34,6 +34,8 @@ HARMFUL = re.compile(
 """Functions that open relations of users, act on the server or use up what it has."""
 COSTLY = re.compile(r"pg_(database|tablespace)_size|pg_sequence_last_value")
 """What looks at every file or sequence: for the background only, and not often."""
+OWN_SCHEMAS = {"timescaledb": ("timescaledb_information",)}
+"""Schemas that an extension makes for itself, whatever schema it was installed into."""
 CURIOUS = re.compile(r"pg_read_(binary_)?file")
 """What reads files of the machine: only where the operator asked for it."""
 
@@ -48,8 +50,9 @@ def qualified(before: Sequence[Token], schemas: Sequence[str]) -> bool:
 
 def schemas_of(query: Query) -> list[str]:
     """The schemas a statement may name: `pgvigil` is that of what `pgvigil grants` makes."""
-    extensions = {"{" + name + "}" for needs in query.all_needs for name in needs.extension}
-    return ["pg_catalog", "pgvigil", *extensions]
+    needed = {name for needs in query.all_needs for name in needs.extension}
+    own = [schema for name in needed for schema in OWN_SCHEMAS.get(name, ())]
+    return ["pg_catalog", "pgvigil", *("{" + name + "}" for name in needed), *own]
 
 
 def unsaid(text: Text) -> list[str]:

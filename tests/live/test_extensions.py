@@ -89,6 +89,8 @@ def test_installed_extensions_are_told_for_each_database(server: Server) -> None
         ("extensions.kcache", "pg_stat_kcache"),
         ("extensions.wait_sampling", "pg_wait_sampling"),
         ("extensions.wait_sampling_period", "pg_wait_sampling"),
+        ("extensions.timescaledb_hypertables", "timescaledb"),
+        ("extensions.timescaledb_jobs", "timescaledb"),
         ("extensions.citus_nodes", "citus"),
         ("extensions.citus_tables", "citus"),
     ],
@@ -97,7 +99,8 @@ def test_nothing_is_asked_of_an_extension_that_is_not_installed(
     server: Server, query: str, extension: str
 ) -> None:
     refusal = refusal_of(server, query)
-    assert refusal == f"extension: {extension} is not installed in the database postgres"
+    assert refusal
+    assert refusal.startswith(f"extension: {extension} is not installed in postgres, or ")
 
 
 def test_processor_time_and_reads_of_statements_are_those_of_pg_stat_kcache(
@@ -189,6 +192,62 @@ def test_a_postgis_that_was_not_updated_is_told(having: Callable[[str], Server])
     assert server.errors_in_log(begin) == []
 
 
+def test_hypertables_and_jobs_are_those_of_timescaledb(having: Callable[[str], Server]) -> None:
+    server = having("timescaledb")
+    names = ("wide \" 'one", "wide two")
+    for days, name in ((3, names[0]), (7, names[1])):
+        quoted = '"' + name.replace('"', '""') + '"'
+        server.execute(
+            f"create table {quoted} (time timestamptz not null, n int)",
+        )
+        server.execute(
+            "select create_hypertable(quote_ident(%s)::regclass, 'time',"
+            " chunk_time_interval => interval '1 day')",
+            [name],
+        )
+        server.execute(
+            f"insert into {quoted} select '2026-01-01'::timestamptz + n * interval '1 day', n"
+            f" from generate_series(1, {days}) as n"
+        )
+    begin = server.log_position()
+
+    for role in ROLES:
+        rows = rows_of(server, "extensions.timescaledb_hypertables", role=role)
+        told = {(row["relname"], row["chunks"], row["compressed"]) for row in rows}
+        assert told == {(names[0], 3, 0), (names[1], 7, 0)}
+        for row in rows:
+            assert (row["schemaname"], row["dimensions"]) == ("public", 1)
+            assert row["compression_enabled"] is False
+        ((number, scheduled),) = server.execute(
+            "select count(*), bool_and(scheduled) from timescaledb_information.jobs"
+        )
+        jobs = rows_of(server, "extensions.timescaledb_jobs", role=role)
+        assert len(jobs) == number > 0
+        assert all(job["scheduled"] is scheduled for job in jobs)
+    assert server.errors_in_log(begin) == []
+
+
+def test_a_job_of_timescaledb_that_failed_is_told(having: Callable[[str], Server]) -> None:
+    server = having("timescaledb")
+    # The edition that Debian ships has no jobs of users, so what the scheduler would write of one
+    # that fails is written here.
+    server.execute(
+        "update _timescaledb_catalog.bgw_job set scheduled = false;"
+        " delete from _timescaledb_internal.bgw_job_stat;"
+        " insert into _timescaledb_internal.bgw_job_stat"
+        " select job_id, '2026-11-20 10:00+00', '2026-11-20 10:00:05+00', '2026-11-20 11:00+00',"
+        "  '2026-11-19 10:00+00', false, 9, '9 s', '2 s', 7, 2, 0, 2, 0, 0"
+        " from timescaledb_information.jobs"
+    )
+
+    (job,) = rows_of(server, "extensions.timescaledb_jobs")
+
+    assert (job["runs"], job["failures"], job["failed"], job["scheduled"]) == (9, 2, True, False)
+    assert job["duration"] == 5
+    ((expected,),) = server.execute("select extract(epoch from '2026-11-19 10:00+00'::timestamptz)")
+    assert job["last_success"] == float(expected)
+
+
 @pytest.fixture
 def citus(server: Server) -> Iterator[str]:
     """A database with tables such as Citus 12 has: not Citus, but what its documents say."""
@@ -256,5 +315,8 @@ def test_libraries_that_are_not_preloaded_any_more_are_not_called(
 
     assert rows_of(server, "extensions.wait_sampling") == []
     assert rows_of(server, "extensions.wait_sampling_period") == []
+    for query in ("extensions.timescaledb_hypertables", "extensions.timescaledb_jobs"):
+        if not str(refusal_of(server, query)).startswith("extension"):
+            assert rows_of(server, query)  # views; what compresses is not asked
 
     assert server.errors_in_log(begin) == []
