@@ -1,5 +1,6 @@
 """Who holds what, who waits, and how far long commands are, made on purpose and then asked."""
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -388,3 +389,45 @@ def test_of_a_queue_for_a_lock_only_the_root_is_named(
 
     assert (row["kind"], row["sessions"], row["age"]) == ("prepared transaction", 1, None)
     assert rows_of(server, "activity.blockers", role=READER) == []
+
+
+def unremovable(server: Server) -> int:
+    """How many dead rows of pg_class vacuum must leave, by its own word."""
+    notices: list[str] = []
+    with psycopg.connect(server.conninfo(), autocommit=True) as connection:
+        connection.add_notice_handler(
+            lambda notice: notices.append(f"{notice.message_primary} {notice.message_detail}")
+        )
+        connection.execute("vacuum verbose pg_catalog.pg_class")
+    words = r"(\d+) (?:dead row versions cannot be removed|are dead but not yet removable)"
+    (found,) = re.findall(words, " ".join(notices))
+    return int(found)
+
+
+@pytest.mark.parametrize("major", [13, 18])
+def test_a_slot_holds_back_vacuum_until_it_has_lost_its_wal(
+    fresh_server: FreshServer, major: int
+) -> None:
+    server = fresh_server(
+        major,
+        autovacuum=False,
+        max_slot_wal_keep_size="1MB",
+        max_wal_size="32MB",
+        wal_keep_size=0,
+        wal_level="logical",
+    )
+    server.execute("select pg_create_logical_replication_slot('decoded', 'pgoutput')")
+    server.execute(
+        f"do $$ begin for i in 1..{BURNT} loop create table t (); drop table t; commit;"
+        " end loop; end $$"
+    )
+    assert unremovable(server) >= BURNT
+    assert holders(server) == {"slot_catalog"}
+
+    for _ in range(4):
+        server.execute("select pg_logical_emit_message(false, 'lab', 'x'), pg_switch_wal()")
+        server.execute("checkpoint")
+    server.wait_until("select wal_status = 'lost' from pg_replication_slots")
+
+    assert unremovable(server) == 0
+    assert holders(server) == set()

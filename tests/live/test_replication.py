@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 from psycopg import sql
 
@@ -259,3 +260,32 @@ def test_files_of_logical_decoding_are_those_of_the_file_system(
     sizes = [p.stat().st_size for p in Path(server.data, "pg_logical/snapshots").iterdir()]
     assert (row["files"], row["bytes"]) == (len(sizes), sum(sizes))
     assert sizes
+
+
+@pytest.mark.parametrize("major", [13, 18])
+def test_a_query_that_stands_in_the_way_of_replay_is_counted_by_its_cause(
+    cluster: Cluster,
+) -> None:
+    def counts() -> dict[str, float]:
+        rows = rows_of(cluster.standby, "replication.conflicts")
+        row = only([row for row in rows if row["datname"] == "postgres"])
+        return {column: number(row, column) for column in row if column != "datname"}
+
+    cluster.primary.execute("create table contested ()")
+    caught_up(cluster.primary, cluster.standby)
+    before = counts()
+    cluster.standby.set({"max_standby_streaming_delay": 0})
+    try:
+        with psycopg.connect(cluster.standby.conninfo()) as connection:
+            connection.execute("select * from contested")
+            cluster.primary.execute("drop table contested")
+            cluster.standby.wait_until(
+                f"select confl_lock > {before['confl_lock']} from pg_stat_database_conflicts"
+                " where datname = 'postgres'",
+                timeout=30,
+            )
+            connection.close()
+    finally:
+        cluster.standby.set({"max_standby_streaming_delay": None})
+
+    assert counts() == {**before, "confl_lock": before["confl_lock"] + 1}

@@ -34,7 +34,9 @@ def listed(directory: Path) -> tuple[int, int]:
 def test_wal_temporary_and_log_files_are_those_of_the_file_system(
     fresh_server: FreshServer, major: int
 ) -> None:
-    server = fresh_server(major, logging_collector=True, autovacuum=False)
+    server = fresh_server(
+        major, logging_collector=True, autovacuum=False, allow_in_place_tablespaces=True
+    )
     server.execute("select pg_switch_wal()")
     row = only(rows_of(server, "resources.wal_directory"))
     assert (row["files"], row["bytes"]) == listed(server.data / "pg_wal")
@@ -57,6 +59,18 @@ def test_wal_temporary_and_log_files_are_those_of_the_file_system(
         row = only(rows_of(server, "resources.temporary_files"))
         assert (row["files"], row["bytes"]) == listed(server.data / "base/pgsql_tmp")
         assert number(row, "bytes") > 3e6
+
+    server.execute("create tablespace elsewhere location ''")
+    with psycopg.connect(server.conninfo()) as connection:
+        connection.execute("set temp_tablespaces = 'elsewhere'; set work_mem = '64kB'")
+        connection.execute(
+            "declare c cursor for select n from generate_series(1, 300000) as n order by n desc"
+        )
+        connection.execute("fetch 1 from c")
+        found = {row["spcname"]: row for row in rows_of(server, "resources.temporary_files")}
+        (files,) = server.data.glob("pg_tblspc/*/*/pgsql_tmp")
+        assert (found["elsewhere"]["files"], found["elsewhere"]["bytes"]) == listed(files)
+        assert found["pg_default"]["files"] == 0
     for query in ("wal_directory", "log_directory", "temporary_files"):
         assert refusal_of(server, f"resources.{query}", role=READER) is not None
 
