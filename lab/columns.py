@@ -7,17 +7,28 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pgvigil import catalogue
 
 from lab.cluster import prepare
 from lab.postgres import MAJORS, Server
-from lab.statements import relations, texts
+from lab.statements import Relation, relations, texts
 
 FOLDER = Path(__file__).resolve().parents[1] / "tests" / "live" / "columns"
 
 Columns = dict[str, dict[str, str]]
 """By relation, `()` after a function's name, the type of each column by its name."""
+
+
+class Read(NamedTuple):
+    """Something that the catalogue reads rows from."""
+
+    relation: Relation
+    """Its schema is `{name}` where that is an extension's."""
+    everywhere: bool
+    """Whether it is read without asking for an extension."""
+
 
 _OF_RELATIONS = """
 select a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)
@@ -43,18 +54,19 @@ from pg_catalog.pg_proc p
 where p.pronamespace = pg_catalog.to_regnamespace(%s) and p.proname = %s"""
 
 
-def read(major: int) -> dict[str, tuple[str, str, bool]]:
-    """Return what the catalogue reads rows from on a version: schema, name, and if it is called.
-
-    An extension's schema is `{its name}`.
-    """
-    return {
-        f"{found.schema}.{found.name}{'()' * found.called}": found
-        for text in texts(catalogue.load())
-        if text.major == major
-        for found in relations(text.tokens)
-        if found.schema
-    }
+def read(major: int) -> dict[str, Read]:
+    """Return what the catalogue reads rows from on a version, by how it is written in it."""
+    found: dict[str, Read] = {}
+    for text in texts(catalogue.load()):
+        if text.major != major:
+            continue
+        for relation in relations(text.tokens):
+            if relation.schema:
+                title = f"{relation.schema}.{relation.name}{'()' * relation.called}"
+                everywhere = not any(needs.extension for needs in text.query.all_needs)
+                everywhere |= title in found and found[title].everywhere
+                found[title] = Read(relation, everywhere)
+    return found
 
 
 def of(server: Server) -> Columns:
@@ -71,7 +83,7 @@ def of(server: Server) -> Columns:
     )
     schemas["pg_catalog"] = "pg_catalog"
     found: Columns = {}
-    for title, (schema, name, called) in sorted(read(server.major).items()):
+    for title, ((schema, name, called), everywhere) in sorted(read(server.major).items()):
         if schema not in schemas:
             continue
         if called:
@@ -80,7 +92,7 @@ def of(server: Server) -> Columns:
             rows = rows or server.execute(_OF_OTHER_FUNCTIONS, function)
         else:
             rows = server.execute(_OF_RELATIONS, [f'{schemas[schema]}."{name}"'])
-        if rows or schema == "pg_catalog":
+        if rows or everywhere:
             found[title] = dict(rows)
     return found
 

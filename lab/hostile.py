@@ -25,6 +25,8 @@ NAMES: Sequence[bytes] = tuple(
 )
 """Names of every kind of object in a database whose encoding knows them all."""
 
+_BRACES = NAMES[3]
+
 PLAIN_NAMES: Sequence[bytes] = tuple(name for name in NAMES if name.isascii())
 
 BROKEN_NAMES: Sequence[bytes] = (b"caf\xe9", b"cut \xf0\x9f\x90", b"\xff\xfe")
@@ -60,26 +62,36 @@ def populate(server: Server) -> list[str]:
     """
     for name in _shared(NAMES, server.major):
         quoted = _quoted(name)
-        _run(server, "postgres", b"create role %b connection limit 3; " % quoted)
-        _run(server, "postgres", b"alter role %b set work_mem = '5MB'" % quoted)
+        run(server, "postgres", b"create role %b connection limit 3; " % quoted)
+        run(server, "postgres", b"alter role %b set work_mem = '5MB'" % quoted)
     made = databases(server.major)
     for database in made:
         quoted = _quoted(database.name.encode())
-        _run(
+        run(
             server,
             "postgres",
             b"create database %b template template0 encoding '%b' locale 'C' connection limit 50"
             % (quoted, database.encoding.encode()),
         )
         for setting in _settings(server.major):
-            _run(server, "postgres", b"alter database %b set %b" % (quoted, setting))
+            run(server, "postgres", b"alter database %b set %b" % (quoted, setting))
         _fill(server, database)
-    _run(server, "postgres", b'create database "closed" template template0 allow_connections false')
+    run(server, "postgres", b'create database "closed" template template0 allow_connections false')
     # Its name is UTF-8 for nobody, and every database lists it.
     ascii_database = next(of for of in made if of.encoding == "SQL_ASCII")
     for statement in (b'create database "caf\xe9"', b'create role "caf\xe9"'):
-        _run(server, ascii_database.name, statement)
+        run(server, ascii_database.name, statement)
     return [database.name for database in made]
+
+
+def many_tables(server: Server, tables: int, database: str = "many") -> None:
+    """Make a database with so many tables, each with TOAST, two indexes, a row and statistics."""
+    run(server, "postgres", b"create database %b template template0" % _quoted(database.encode()))
+    for first in range(0, tables, _AT_ONCE):
+        text = b"select pg_catalog.set_config('synchronous_commit', 'off', false); " + _MANY
+        last = min(first + _AT_ONCE, tables) - 1
+        run(server, database, text % (first, last))
+    run(server, database, b"analyze")
 
 
 @contextmanager
@@ -139,6 +151,10 @@ def _fill(server: Server, database: Database) -> None:
             quoted = _quoted(name)
             for template in _OF_EACH_NAME:
                 connection.execute(template.replace(b"$NAME", quoted))
+        if server.binaries.has_library("pg_stat_statements"):
+            schema = _quoted(_BRACES)
+            connection.execute(b"create extension pg_stat_statements schema %b" % schema)
+            connection.execute(b"grant usage on schema %b to public" % schema)
         connection.execute(b"analyze")
 
 
@@ -198,7 +214,8 @@ def _settings(major: int) -> Iterator[bytes]:
         yield b"default_transaction_isolation = 'serializable'"
 
 
-def _run(server: Server, database: str, statement: bytes) -> None:
+def run(server: Server, database: str, statement: bytes) -> None:
+    """Run SQL as superuser where `Server.execute` would stumble over the database's settings."""
     with _connected(server, database) as connection:
         connection.execute(statement)
 
@@ -310,6 +327,18 @@ delete from public.wide where id > 25;
 create publication everything for all tables;
 """
 """Run in one transaction, so none of it may want to be alone."""
+
+_AT_ONCE = 500
+"""Tables made in one transaction; each holds five locks."""
+
+_MANY = b"""do $$ begin
+  for number in %d .. %d loop
+    execute pg_catalog.format('create table public.table_%%1$s '
+      '(id int primary key, word text, at timestamptz);'
+      'create index on public.table_%%1$s (at);'
+      'insert into public.table_%%1$s values (1)', number);
+  end loop;
+end $$"""
 
 _OF_EACH_NAME: Sequence[bytes] = (
     rb"create schema $NAME",
