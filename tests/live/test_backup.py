@@ -8,6 +8,7 @@ import pytest
 from psycopg import pq
 
 from lab.catalogue import Row, refusal_of, rows_of
+from lab.cluster import BARE
 from lab.postgres import Server
 
 FreshServer = Callable[..., Server]
@@ -132,3 +133,19 @@ def test_the_summarizer_of_wal_follows(fresh_server: FreshServer, major: int) ->
     assert number(row, "pending") >= number(row, "summarized") >= float(redo)
     server.set({"summarize_wal": False})
     assert refusal_of(server, "backup.wal_summarizer") is not None
+
+
+@pytest.mark.parametrize("major", [13, 14])
+def test_an_exclusive_backup_that_nobody_ended_is_told(server: Server) -> None:
+    none = {"in_backup": False, "started": None}
+    assert only(rows_of(server, "backup.exclusive_backup", role=BARE)) == none
+    server.execute("select pg_start_backup('lab', true, true)")
+    try:
+        row = only(rows_of(server, "backup.exclusive_backup", role=BARE))
+        ((now,),) = server.execute("select extract(epoch from now())")
+    finally:
+        server.execute("select pg_stop_backup(true, false)")
+
+    assert row["in_backup"] is True
+    assert 0 <= float(now) - number(row, "started") < 60
+    assert only(rows_of(server, "backup.exclusive_backup", role=BARE)) == none
