@@ -38,7 +38,11 @@ GUARDS: Mapping[str, str] = {
     "TimeZone": "UTC",
     "extra_float_digits": "1",
 }
-"""The session's defaults: sent with the connection, seen again in the facts."""
+"""The session's defaults, seen again in the facts."""
+
+LATER = ("work_mem", "jit", "max_parallel_workers_per_gather", "extra_float_digits")
+"""Those that are set after connecting: what comes with the connection stands in pg_settings as if
+it were the server's own, and these are of interest. Nothing is at risk before."""
 
 _TRANSPORT = {
     "keepalives": "1",
@@ -83,6 +87,7 @@ async def connect(target: Target, deadline: float, *, guarded: bool) -> pq.abc.P
     parameters = {"application_name": "pgvigil", **_TRANSPORT, **given, "client_encoding": "UTF8"}
     if guarded:
         ours = {**GUARDS, "statement_timeout": f"{STATEMENT_TIMEOUT:.0f}s"}
+        ours = {key: value for key, value in ours.items() if key not in LATER}
         settings = " ".join(f"-c {key}={_escaped(value)}" for key, value in ours.items())
         # Ours stand last: what the operator wrote may add to them, not undo them.
         parameters["options"] = f"{given.get('options', '')} {settings}".strip()

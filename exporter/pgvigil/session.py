@@ -18,6 +18,7 @@ from pgvigil.certificate import Peer
 from pgvigil.config import Target
 from pgvigil.connect import (
     GUARDS,
+    LATER,
     STATEMENT_TIMEOUT,
     NoStartupOptionsError,
     connect,
@@ -89,8 +90,10 @@ class Session:
         self._facts: Facts | None = None
         self._prepared: dict[str, str] = {}
         self._names = 0
-        # From such a database the server would check each byte as UTF-8, and names may be anything.
-        self._raw = pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII"
+        self._later = {key: GUARDS[key] for key in LATER}
+        if pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
+            # The server would check each byte as UTF-8, and names may be anything.
+            self._later["client_encoding"] = "SQL_ASCII"
 
     @classmethod
     async def open(cls, target: Target, wanted: Wanted, deadline: float) -> "Session":
@@ -270,16 +273,19 @@ class Session:
         """Queue one segment: what its settings need, the statement, and the sync after it."""
         pgconn = self._pgconn
         parts: list[_Part] = []
-        if self._raw:
-            pgconn.send_query_params(_RAW_BYTES, [str(not self._sure).encode()])
-            parts.append(_Part(rows=False))
-            self._raw = not self._sure
         if self.pooled:
-            pgconn.send_query_params(_local({**_POOLED, "statement_timeout": timeout}), None)
+            settings: dict[str, str | float] = {**_POOLED, **self._later}
+            settings["statement_timeout"] = timeout
+            pgconn.send_query_params(_set(settings, local=True), None)
             parts.append(_Part(rows=False))
-        elif current is not None and abs(timeout - current) > 0.0005:
+        elif self._later:
+            # For good once we know that the session is ours.
+            pgconn.send_query_params(_set(self._later, local=not self._sure), None)
+            parts.append(_Part(rows=False))
+            self._later = {} if self._sure else self._later
+        if not self.pooled and current is not None and abs(timeout - current) > 0.0005:
             # Not SET LOCAL: outside a transaction block that writes a warning to the server's log.
-            pgconn.send_query_params(_local({"statement_timeout": timeout}), None)
+            pgconn.send_query_params(_set({"statement_timeout": timeout}, local=True), None)
             parts.append(_Part(rows=False))
         if not self._sure:
             pgconn.send_query_params(text.encode(), values)
@@ -414,16 +420,15 @@ def _milliseconds(seconds: float) -> bytes:
     return b"%d" % max(1, round(seconds * 1000))
 
 
-_RAW_BYTES = b"select pg_catalog.set_config('client_encoding', 'SQL_ASCII', $1)"
 _POOLED = {**GUARDS, "transaction_read_only": "on"}
 
 
-def _local(settings: Mapping[str, str | float]) -> bytes:
-    """A statement that sets what holds until the next sync, and no longer."""
+def _set(settings: Mapping[str, str | float], *, local: bool) -> bytes:
+    """A statement that sets what holds for the session, or until the next sync and no longer."""
     calls = (
         f"pg_catalog.set_config('{key}', "
         + _literal(value if isinstance(value, str) else _milliseconds(value).decode())
-        + ", true)"
+        + f", {str(local).lower()})"
         for key, value in settings.items()
     )
     return f"select {', '.join(calls)}".encode()
@@ -467,7 +472,14 @@ def _facts_text(wanted: Wanted) -> str:
     'functions', (
       select pg_catalog.json_agg(f order by f)
       from pg_catalog.unnest({array(wanted.functions)}) as f
-      where pg_catalog.has_function_privilege(pg_catalog.to_regprocedure(f), 'execute')),
+      where case
+        -- Who may not use a schema gets an error for a name in it, even from to_regprocedure.
+        when exists (
+          select from pg_catalog.pg_namespace as n
+          where n.nspname = pg_catalog.split_part(f, '.', 1)
+            and pg_catalog.has_schema_privilege(n.oid, 'usage'))
+        then pg_catalog.has_function_privilege(pg_catalog.to_regprocedure(f), 'execute')
+      end),
     'settings', {current(wanted.settings)},
     'provider', case
       when pg_catalog.to_regprocedure('pg_catalog.aurora_version()') is not null then 'aurora'

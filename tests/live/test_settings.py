@@ -15,13 +15,9 @@ FreshServer = Callable[..., Server]
 
 OURS = {
     "default_transaction_read_only",
-    "extra_float_digits",
     "idle_in_transaction_session_timeout",
-    "jit",
     "lock_timeout",
-    "max_parallel_workers_per_gather",
     "statement_timeout",
-    "work_mem",
 }
 """What our session has of its own, so that the server's value is not seen from it."""
 
@@ -94,8 +90,13 @@ def test_what_was_set_is_told_as_it_was_meant(server: Server) -> None:
         zero_damaged_pages=True,
         autovacuum_work_mem=-1,
         log_rotation_age="1d",
+        work_mem="7MB",
+        jit=False,
     ):
         told = values(server)
+    # Our own session has others of these.
+    assert told["work_mem"] == (7 * 2**20, "bytes")
+    assert told["jit"] == (0, None)
     assert told["log_min_duration_statement"] == (1.5, "seconds")
     assert told["maintenance_work_mem"] == (96 * 2**20, "bytes")
     assert told["checkpoint_timeout"] == (420, "seconds")
