@@ -102,6 +102,36 @@ def test_what_all_series_gain_is_what_all_rows_have_gained(
         before = after
 
 
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(sorted(MANY)), st.integers(-300, 1000), max_size=4),
+        min_size=2,
+        max_size=8,
+    ),
+    st.booleans(),
+)
+def test_where_counters_may_fall_only_what_they_gain_counts(
+    rounds: list[dict[str, int]], few: bool
+) -> None:
+    top = Top(2, ("reads_total", "size"), 2.0, (), gains=True)
+    layout = ranked(tables(top=top, max_series=100 if few else 10))
+    now = {name: [size, 1000] for name, (size, _) in MANY.items()}
+
+    def found() -> dict[str, tuple[int, int]]:
+        return {name: (size, reads) for name, (size, reads) in now.items()}
+
+    before = samples(run(layout, found()), "reads_total")
+    assert set(before.values()) == {0}, "what was before the exporter started is history"
+    for moment, gains in enumerate(rounds):
+        for name, gain in gains.items():
+            now[name][1] = max(0, now[name][1] + gain)
+        with patch("pgvigil.ranking.time.monotonic", return_value=1e6 + moment):
+            after = samples(run(layout, found()), "reads_total")
+        increase = sum(after[name] - before[name] for name in after.keys() & before.keys())
+        assert increase == sum(gain for gain in gains.values() if gain > 0)
+        before = after
+
+
 def test_a_row_that_came_in_stays_for_its_hold_and_then_leaves() -> None:
     layout = ranked(tables(top=Top(1, ("reads_total",), 3600.0, ())))
     with patch("pgvigil.ranking.time.monotonic") as clock:

@@ -50,8 +50,10 @@ class Ranking(Layout):
         self.chosen: frozenset[Key] | None = None
         """The rows that stood on their own in the last run; None before the first, and as long
         as all have room."""
-        self.before: dict[Key, array[float]] = {}
-        """The counters of each row in the last run."""
+        self.before: dict[Key, array[float]] | None = None
+        """The counters of each row in the last run; None where they are not needed, or not yet."""
+        self.totals: dict[Key, list[float]] = {}
+        """With `gains`: the counters of the rows that stand on their own, as they are shown."""
         self.gained: dict[Key, list[float]] = {}
         """The counters of each row named other."""
 
@@ -99,8 +101,8 @@ class RankedSheet(Sheet):
                 continue
             numbers = array("d", [self._as_number(value(row, place)) for place in places])
             self._values[key] = numbers
-            if ranking.chosen is not None:
-                self._gain(key, numbers)
+            if ranking.before is not None:
+                self._gain(key, numbers, ranking.before.get(key))
 
     def _as_number(self, raw: bytes | None) -> float:
         if raw is None:
@@ -113,16 +115,16 @@ class RankedSheet(Sheet):
             self.dropped["not_a_number"] += 1
             return math.nan
 
-    def _gain(self, key: Key, numbers: "array[float]") -> None:
+    def _gain(self, key: Key, numbers: "array[float]", before: "array[float] | None") -> None:
         """Book what a row's counters have gained; a row that is new has gained all it has."""
         ranking = self._ranking
         counts = [numbers[i] for i in ranking.counts]
-        before = ranking.before.get(key)
         if before is None:
             self._gains[key] = [0.0 if math.isnan(now) else now for now in counts]
         elif before.tobytes() != array("d", counts).tobytes():
+            after_fall = 0.0 if ranking.top.gains else 1.0
             self._gains[key] = [
-                0.0 if math.isnan(now) else now - then if now >= then else now
+                0.0 if math.isnan(now) else now - then if now >= then else now * after_fall
                 for now, then in zip(counts, before, strict=True)
             ]
 
@@ -130,14 +132,33 @@ class RankedSheet(Sheet):
         """Choose, and write."""
         ranking, values = self._ranking, self._values
         room = ranking.max_rows
-        if len(values) <= room:
-            # All stand on their own; should they grow too many, what they had is history.
-            ranking.chosen, ranking.before, ranking.gained = None, {}, {}
-            chosen = list(values)
-        else:
+        crowded = len(values) > room
+        if crowded:
             groups = {ranking.group(key) for key in values}
             chosen = self._choose(max(0, room - len(groups)))
             self._add_up(frozenset(chosen))
+        else:
+            # All stand on their own; should they grow too many, what they had is history.
+            chosen, ranking.chosen, ranking.gained = list(values), None, {}
+        if ranking.top.gains:
+            none = [0.0] * len(ranking.counts)
+            ranking.totals = {
+                key: [
+                    total + gain
+                    for total, gain in zip(
+                        ranking.totals[key], self._gains.get(key, none), strict=True
+                    )
+                ]
+                if key in ranking.totals
+                else none
+                for key in chosen
+            }
+        ranking.before = None
+        if crowded or ranking.top.gains:
+            ranking.before = {
+                key: array("d", [numbers[i] for i in ranking.counts])
+                for key, numbers in values.items()
+            }
         self._write(chosen)
         self._values, self._gains = {}, {}
 
@@ -164,7 +185,7 @@ class RankedSheet(Sheet):
         ranking = self._ranking
         measures: list[dict[Key, float]] = []
         for column in ranking.orders:
-            if column in ranking.counts and ranking.chosen is not None:
+            if column in ranking.counts and ranking.before is not None:
                 place = ranking.counts.index(column)
                 measure = {key: gains[place] for key, gains in self._gains.items()}
             else:
@@ -175,7 +196,7 @@ class RankedSheet(Sheet):
     def _add_up(self, chosen: frozenset[Key]) -> None:
         """Add to the rows named other what the rows in them have gained."""
         ranking = self._ranking
-        first = ranking.chosen is None
+        first = ranking.before is None
         gained: dict[Key, list[float]] = {}
         before = ranking.chosen or frozenset()
         for key, numbers in self._values.items():
@@ -183,21 +204,16 @@ class RankedSheet(Sheet):
             sums = gained.get(group)
             if sums is None:
                 sums = gained[group] = ranking.gained.get(group) or [0.0] * len(ranking.counts)
-            if first and key not in chosen:
-                gains = [numbers[i] for i in ranking.counts]
-            elif not first and not (key in before and key in chosen):
-                gains = self._gains.get(key, [])
-            else:
-                continue
+            if key in before and key in chosen:
+                continue  # what it gained stands on its own
+            gains: Sequence[float] = self._gains.get(key, ())
+            if first:
+                history = () if ranking.top.gains else [numbers[i] for i in ranking.counts]
+                gains = () if key in chosen else history
             for place, gain in enumerate(gains):
                 if gain > 0:
                     sums[place] += gain
-        ranking.gained = gained
-        ranking.chosen = chosen
-        ranking.before = {
-            key: array("d", [numbers[i] for i in ranking.counts])
-            for key, numbers in self._values.items()
-        }
+        ranking.gained, ranking.chosen = gained, chosen
 
     def _write(self, chosen: Sequence[Key]) -> None:
         ranking = self._ranking
@@ -210,6 +226,11 @@ class RankedSheet(Sheet):
             numbers = [self._values[key][place] for key in chosen]
             if place in ranking.counts:
                 column = ranking.counts.index(place)
+                if ranking.top.gains:
+                    numbers = [
+                        number if math.isnan(number) else ranking.totals[key][column]
+                        for key, number in zip(chosen, numbers, strict=True)
+                    ]
                 numbers += [sums[column] for sums in ranking.gained.values()]
             else:
                 numbers += [gauges.get((group, place), math.nan) for group in ranking.gained]

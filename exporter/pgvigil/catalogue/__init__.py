@@ -80,6 +80,8 @@ class Top:
     """Seconds that a row stays after it came in, so that the set of series is stable."""
     within: Sequence[str]
     """Labels that the other rows keep."""
+    gains: bool = False
+    """Whether counters begin at 0 with the exporter and add up what a row gains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,8 @@ def _seconds(text: str) -> float:
 
 def _top(raw: Mapping[str, Any]) -> Top:
     hold = _seconds(raw.get("hold", "1h"))
-    return Top(raw["rows"], tuple(raw["by"]), hold, tuple(raw.get("within", ())))
+    within = tuple(raw.get("within", ()))
+    return Top(raw["rows"], tuple(raw["by"]), hold, within, raw.get("gains", False))
 
 
 def _metric(name: str, raw: Mapping[str, Any]) -> Metric:
