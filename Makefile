@@ -20,6 +20,9 @@ demo: .venv/demo ## a real PostgreSQL under load and the exporter beside it (ARG
 test: .venv/dev .venv/demo ## all tests, with real servers of every version (ARGS="-k name")
 	$(BIN)/python -m pytest $(ARGS)
 
+next: .venv/dev ## what the next PostgreSQL breaks, on Debian with apt; not a part of test
+	@$(BIN)/python -m lab.next $(ARGS)
+
 check: .venv/dev ## lint, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -74,4 +77,4 @@ clean: ## remove what make has made
 	@$(INSTALL) --require-hashes -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help setup demo test check fmt docs bench lock clean
+.PHONY: help setup demo test next check fmt docs bench lock clean

@@ -82,8 +82,9 @@ def of(server: Server) -> Columns:
         )
     )
     schemas["pg_catalog"] = "pg_catalog"
+    wanted = read(min(server.major, MAJORS[-1]))  # what the next version will be asked as well
     found: Columns = {}
-    for title, ((schema, name, called), everywhere) in sorted(read(server.major).items()):
+    for title, ((schema, name, called), everywhere) in sorted(wanted.items()):
         if schema not in schemas:
             continue
         if called:

@@ -154,7 +154,7 @@ def _fill(server: Server, database: Database) -> None:
         if server.binaries.has_library("pg_stat_statements"):
             schema = _quoted(_BRACES)
             connection.execute(b"create extension pg_stat_statements schema %b" % schema)
-            connection.execute(b"grant usage on schema %b to public" % schema)
+            connection.execute(b"grant usage on schema %b to pgvigil" % schema)
         connection.execute(b"analyze")
 
 

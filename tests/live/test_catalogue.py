@@ -1,6 +1,7 @@
 """Runs the whole catalogue on every version and role of server, as every kind of user."""
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -49,7 +50,11 @@ class Hostile(NamedTuple):
     databases: list[str]
 
 
-@pytest.fixture(scope="module", params=MAJORS)
+TESTED = tuple(map(int, os.environ.get("PGVIGIL_TEST_MAJORS", "").split())) or MAJORS
+"""`make next` names a version that is not promised yet."""
+
+
+@pytest.fixture(scope="module", params=TESTED)
 def hostile(request: pytest.FixtureRequest) -> Iterator[Hostile]:
     """One of each major version."""
     try:
@@ -106,7 +111,7 @@ def test_every_scrape_works_for_every_user_and_the_server_log_stays_clean(
         for name in names:
             exporter.scrape(name)
         # The background takes its time, so only the oldest and the newest version wait for it.
-        ends = server.major in (MAJORS[0], MAJORS[-1])
+        ends = server.major not in MAJORS[1:-1]
         pages = {n: settled(exporter, n) if ends else exporter.scrape(n) for n in names}
         errors = server.errors_in_log(begin)
 
