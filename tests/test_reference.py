@@ -49,7 +49,7 @@ tables:
     setting: {track_io_timing: "on"}
   max_series: 400
   labels: [schemaname, relname]
-  top: {rows: 25, by: [size, scans], hold: 90m, within: [schemaname]}
+  top: {rows: 25, by: [size, scans], hold: 90m, within: [schemaname], gains: true}
   sql:
     - {until: 15, text: "select schemaname, relname, size, {columns} from old"}
     - {since: 17, text: "select schemaname, relname, size, {columns} from new"}
@@ -70,7 +70,7 @@ configuration says `enable: [own.tables]`. Needs the extension shop 1.2, the pri
 pg_monitor, EXECUTE on `pg_catalog.pg_ls_waldir()`, the setting `track_io_timing = on`. Labels: \
 `datname`, `schemaname`, `relname`. At most 400 series. Of the rows stand the first 25 by each of \
 `size`, `scans` within each `schemaname`, each for at least 90m; the rest is the row `other`. \
-Priority 8.
+Its counters begin at 0 with the exporter and add up what a row gains. Priority 8.
 
 | metric | type | versions | meaning | standards |
 |---|---|---|---|---|

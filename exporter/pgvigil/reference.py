@@ -326,6 +326,8 @@ def _facts(query: Query, versions: Collection[int]) -> Iterator[str]:
             f"Of the rows stand the first {top.rows} by each of {_names(top.by)}{within}, each for "
             f"at least {_duration(top.hold)}; the rest is the row `other`"
         )
+        if top.gains:
+            yield "Its counters begin at 0 with the exporter and add up what a row gains"
     if query.priority != _ORDINARY:
         yield f"Priority {query.priority}"
 
