@@ -240,6 +240,9 @@ def _reference(told: argparse.Namespace) -> int:
 
 
 def _grants(told: argparse.Namespace) -> int:
+    if not told.role.isprintable():
+        print("a role's name must be printable here: it stands in comments too", file=sys.stderr)
+        return USAGE_ERROR
     parts = [part for part in grants.PARTS if told.all or getattr(told, part)]
     print(grants.script(told.role, parts, create=told.all or not parts), end="")
     return 0

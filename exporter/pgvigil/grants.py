@@ -148,9 +148,28 @@ REVOKE ALL ON FUNCTION pgvigil.column_widths() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION pgvigil.column_widths() TO {role};
 """
 
+SEQUENCES = """\
+-- Sequences: discloses to the role where each sequence of this database stands, which pg_monitor
+-- does not. For sequences to come, run it again, or have those who make them say
+-- ALTER DEFAULT PRIVILEGES GRANT SELECT ON SEQUENCES.
+DO $$
+DECLARE
+  name text;
+BEGIN
+  FOR name IN
+    SELECT nspname FROM pg_catalog.pg_namespace
+    WHERE nspname <> 'information_schema' AND nspname !~ '^pg_'
+  LOOP
+    EXECUTE pg_catalog.format('GRANT SELECT ON ALL SEQUENCES IN SCHEMA %I TO ', name)
+      || $role${role}$role$;
+  END LOOP;
+END $$;
+"""
+
 _PLACE = """\
--- Run this as a superuser, in the database that the exporter connects to; standbys get it from
--- their primary. The role must exist. It may be run again.
+-- Run this as a superuser, in the database that the exporter connects to; what concerns tables and
+-- sequences in each database. Standbys get it from their primary. The role must exist. It may be
+-- run again.
 BEGIN READ WRITE;
 -- Whatever the database sets, names below mean what they say.
 SET LOCAL search_path = pg_catalog, pg_temp;
@@ -161,6 +180,7 @@ PARTS = {
     "bloat": "what estimates of bloat need in all tables",
     "security": "what findings on passwords and pg_hba.conf need",
     "host": "what figures of the server's machine need",
+    "sequences": "what the use of sequences needs",
 }
 """What may be granted beyond the role itself, and what for."""
 
@@ -169,8 +189,12 @@ def script(role: str, parts: Collection[str] = (), *, create: bool = True) -> st
     """The SQL that creates a role, unless told not to, and grants it some of PARTS."""
     # Any other name may be a key word, such as user.
     quoted = role if role == DEFAULT_ROLE else '"' + role.replace('"', '""') + '"'
-    texts = {"bloat": BLOAT, "security": SECURITY, "host": HOST}
-    wanted = [texts[part] for part in PARTS if part in parts]
+    functions = {"bloat": BLOAT, "security": SECURITY, "host": HOST}
+    wanted = [text for part, text in functions.items() if part in parts]
     if wanted:
-        wanted = [_PLACE, SCHEMA, *wanted, "COMMIT;\n"]
+        wanted = [SCHEMA, *wanted]
+    if "sequences" in parts:
+        wanted.append(SEQUENCES)
+    if wanted:
+        wanted = [_PLACE, *wanted, "COMMIT;\n"]
     return "".join([ROLE, *wanted] if create else wanted).format(role=quoted)

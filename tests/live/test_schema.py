@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
+from pgvigil import grants
 
 from lab.catalogue import Row, refusal_of, rows_of
 from lab.cluster import BARE, PGVIGIL, READER, Cluster, Role
@@ -518,6 +519,9 @@ def test_a_sequence_that_may_not_be_read_is_counted(house: Server) -> None:
     assert row(house, "sequence_totals", BARE)["used"] == 1
     assert row(house, "sequence_totals", BARE)["unread"] == float(str(limited)) - 1
     house.execute("revoke select on s_ended from bare", database=DATABASE)
+    house.execute(grants.script("pgvigil", ["sequences"], create=False), database=DATABASE)
+    assert row(house, "sequence_totals", PGVIGIL)["unread"] == 0
+    house.execute("drop owned by pgvigil", database=DATABASE)
 
     assert house.errors_in_log(begin) == []
 

@@ -422,7 +422,8 @@ def test_the_printed_scripts_run_again_and_show_no_more_than_they_say(
         columns = server.execute("select * from pgvigil.password_kinds() where rolname = 'bare'")
         assert columns == [("bare", "scram-sha-256")]
     finally:
-        server.execute('drop schema pgvigil cascade; drop role "Some ""role"""')
+        server.execute('drop owned by "Some ""role"""; drop role "Some ""role"""')
+        server.execute("drop schema pgvigil cascade")
 
 
 @pytest.mark.parametrize(
@@ -437,9 +438,10 @@ def test_the_printed_scripts_run_again_and_show_no_more_than_they_say(
         (("--host",), {"pgvigil.host_file(text)"}, {"CREATE ROLE", "password_kinds"}),
         (
             ("--all",),
-            {"CREATE ROLE", "pgvigil.hba_rules()", "pgvigil.host_file(text)"},
+            {"CREATE ROLE", "pgvigil.hba_rules()", "pgvigil.host_file(text)", "ALL SEQUENCES"},
             {"TO pgvigil"},
         ),
+        (("--sequences",), {"ALL SEQUENCES"}, {"CREATE ROLE", "CREATE SCHEMA"}),
     ],
 )
 def test_the_command_prints_what_is_asked_for(
