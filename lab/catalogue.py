@@ -117,7 +117,6 @@ def asking(
     with asyncio.Runner() as runner:
         session = runner.run(Session.open(target, wanted(queries), _soon(runner)))
         try:
-            _mind_encoding(session)
             facts = runner.run(session.facts(_soon(runner)))
             yield Asker(runner, session, facts, make_plan(queries, facts))
         finally:
@@ -170,16 +169,6 @@ def _catalogue(extra: Sequence[Path]) -> tuple[Query, ...]:
 def _known(name: str, extra: Sequence[Path]) -> None:
     if name not in {query.name for query in _catalogue(tuple(extra))}:
         raise AskedError(f"the catalogue has no query {name}")
-
-
-def _mind_encoding(session: Session) -> None:
-    """Take bytes as they are from a database that does not say what they mean.
-
-    Under any other client_encoding such a server refuses what is invalid in it.
-    """
-    pgconn = session._pgconn
-    if pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
-        pgconn.exec_(b"set client_encoding to 'SQL_ASCII'")
 
 
 def _soon(runner: asyncio.Runner) -> float:
