@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pgvigil import reference
 from pgvigil.catalogue import Query, load
+from pgvigil.own import OWN
 
 PLAIN = """\
 waiting:
@@ -106,14 +107,14 @@ def test_the_head_counts_and_leads_to_the_areas(tmp_path: Path) -> None:
     told = page(tmp_path, PLAIN + RICH)
     head = " ".join(told.partition("|")[0].split())
     assert "7 families of metrics come from 2 queries" in head
-    assert f"{len(reference.OWN)} tell of the exporter itself" in head
+    assert f"{len(OWN)} tell of the exporter itself" in head
     assert "| [own](#own) | 2 | 7 |" in told
     assert "\n## own\n" in told
 
 
 def test_the_exporters_own_metrics_stand_with_their_labels_and_standards(tmp_path: Path) -> None:
     told = page(tmp_path, PLAIN, {"pg_up": ["AVL-1"]})
-    for own in reference.OWN:
+    for own in OWN.values():
         assert f"| `{own.name}` | {own.type}" in told
     assert "| `pg_up` | gauge |  | Whether the server answered in this scrape. | AVL-1 |" in told
     assert "| `pgvigil_query_failures_total` | counter | `query`, `reason` | Runs " in told

@@ -16,6 +16,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from pgvigil import __version__
 from pgvigil.collect import Collector, Scrape
 from pgvigil.errors import Down, QueryFailed
+from pgvigil.own import OWN
 from pgvigil.plan import Statement
 from pgvigil.session import Rows
 from pgvigil.slow import shown
@@ -234,16 +235,12 @@ def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
     labels = tuple(collector.target.labels.items())
     yield _family(
         "pg_up",
-        "gauge",
-        "Whether the server answered in this scrape.",
         [
             (labels, scrape.up),
         ],
     )
     yield _family(
         "pg_down_reason",
-        "gauge",
-        "Why the server did not answer: 1 for the reason that holds, 0 for the others.",
         [((*labels, ("reason", reason)), scrape.down is reason) for reason in Down],
     )
     for sheet in scrape.sheets.values():
@@ -257,9 +254,6 @@ def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
         expiry = collector.slow.certificate_expiry
         yield _family(
             "pgvigil_server_certificate_expiry_timestamp_seconds",
-            "gauge",
-            "When the certificate that the server shows expires, in seconds since the epoch; only "
-            "where the connection is encrypted.",
             [(labels, expiry)] if expiry is not None else [],
         )
     yield from _about_target([(collector, scrape)], labelled=False)
@@ -281,8 +275,6 @@ def overview(collectors: Iterable[Collector]) -> Iterator[Family]:
     known = [(collector, collector.last or Scrape()) for collector in collectors]
     yield _family(
         "pgvigil_target_up",
-        "gauge",
-        "Whether the target answered in its last scrape; scrape /probe?target=NAME for all else.",
         [((("target", c.target.name),), s.up) for c, s in known],
     )
     yield from _about_target(known, labelled=True)
@@ -293,8 +285,6 @@ def ourselves() -> Family:
     labels = ("version", __version__), ("python", platform.python_version())
     return _family(
         "pgvigil_build_info",
-        "gauge",
-        "The running version of the exporter.",
         [
             (labels, 1),
         ],
@@ -324,50 +314,34 @@ def _about_target(known: Sequence[tuple[Collector, Scrape]], *, labelled: bool) 
 
     yield _family(
         "pgvigil_scrape_duration_seconds",
-        "gauge",
-        "How long the last scrape of the target took, connecting included.",
         each(s.seconds for _, s in known),
     )
     yield _family(
         "pgvigil_scrapes_total",
-        "counter",
-        "Scrapes of the target, shared ones counted once.",
         each(c.scrapes for c, _ in known),
     )
     yield _family(
         "pgvigil_scrapes_joined_total",
-        "counter",
-        "Requests that were answered by a scrape of the target that ran already.",
         each(c.joined for c, _ in known),
     )
     yield _family(
         "pgvigil_scrape_overruns_total",
-        "counter",
-        "Scrapes that their deadline cut short.",
         each(c.overruns for c, _ in known),
     )
     yield _family(
         "pgvigil_connections",
-        "gauge",
-        "Connections to the target that are open now.",
         each(c.connections for c, _ in known),
     )
     yield _family(
         "pgvigil_connects_total",
-        "counter",
-        "Connections to the target that were made.",
         each(c.connects for c, _ in known),
     )
     yield _family(
         "pgvigil_connect_duration_seconds",
-        "gauge",
-        "What the last connection cost: name look-up, TLS, authentication and all.",
         each(c.connect_seconds for c, _ in known),
     )
     yield _family(
         "pgvigil_superuser",
-        "gauge",
-        "Whether the exporter is connected as a superuser, which it need not be.",
         each(bool(c.facts and c.facts.superuser) for c, _ in known),
     )
 
@@ -389,45 +363,30 @@ def _about_queries(collector: Collector, scrape: Scrape) -> Iterator[Family]:
         ages[name] = max(ages.get(name, 0.0), now - result.at)
     yield _family(
         "pgvigil_query_success",
-        "gauge",
-        "Whether the last run of the query gave a result, in each database where it runs.",
         [(names, tally.succeeded) for names, tally in tallies],
     )
     yield _family(
         "pgvigil_query_seconds_total",
-        "counter",
-        "Time spent waiting for the query's answers, as seen from here.",
         [(names, tally.seconds) for names, tally in tallies],
     )
     yield _family(
         "pgvigil_query_rows",
-        "gauge",
-        "Rows of the query's last result, over all databases.",
         [(names, sum(tally.rows.values())) for names, tally in tallies],
     )
     yield _family(
         "pgvigil_query_series",
-        "gauge",
-        "Series of the query on this page.",
         [((*labels, ("query", name)), count) for name, count in series.items()],
     )
     yield _family(
         "pgvigil_query_series_left_out",
-        "gauge",
-        "Series of the query that are not on this page because it would hold more than the "
-        "target's max_series.",
         [((*labels, ("query", name)), count) for name, count in scrape.left_out.items()],
     )
     yield _family(
         "pgvigil_query_age_seconds",
-        "gauge",
-        "Age in seconds of the oldest result on this page, for queries that run in the background.",
         [((*labels, ("query", name)), age) for name, age in ages.items()],
     )
     yield _family(
         "pgvigil_query_failures_total",
-        "counter",
-        "Runs of the query without a result, by PostgreSQL's condition name or our own word.",
         [
             ((*names, ("reason", reason)), count)
             for names, tally in tallies
@@ -436,9 +395,6 @@ def _about_queries(collector: Collector, scrape: Scrape) -> Iterator[Family]:
     )
     yield _family(
         "pgvigil_query_dropped_samples_total",
-        "counter",
-        "Samples that were left out of the query's results: duplicates, above max_series "
-        "(at least so many), no numbers, or counters below zero.",
         [
             ((*names, ("reason", reason)), count)
             for names, tally in tallies
@@ -448,16 +404,10 @@ def _about_queries(collector: Collector, scrape: Scrape) -> Iterator[Family]:
     skipped = {(query.name, reason) for query, reason, _ in collector.refusals()}
     yield _family(
         "pgvigil_query_skipped",
-        "gauge",
-        "1 for each query that is not sent to this server, with the fact that forbids it, or the "
-        "failure after which it rests.",
         [((*labels, ("query", name), ("reason", reason)), 1) for name, reason in sorted(skipped)],
     )
     yield _family(
         "pgvigil_metric_skipped",
-        "gauge",
-        "1 for each metric that a query cannot give on this server though it runs, with the fact "
-        "that forbids it.",
         [
             ((*labels, ("metric", loss.metric.name), ("reason", loss.reason)), 1)
             for loss in collector.losses()
@@ -481,31 +431,25 @@ def _about_databases(collector: Collector) -> Iterator[Family]:
     }
     yield _family(
         "pgvigil_databases",
-        "gauge",
-        "Databases of the server: visited, failing (the last visit did), late (their visit is "
-        "overdue), left out (above max_databases).",
         [((*labels, ("state", state)), count) for state, count in states.items()]
         if slow.databases
         else [],
     )
     yield _family(
         "pgvigil_database_up",
-        "gauge",
-        "Whether the last visit to the database found what it asked.",
         [(names, place.down is None) for names, place in visited if place.visited or place.down],
     )
     yield _family(
         "pgvigil_database_visit_age_seconds",
-        "gauge",
-        "Seconds since the database was last visited.",
         [(names, now - place.visited) for names, place in visited if place.visited],
     )
 
 
-def _family(name: str, kind: str, text: str, samples: Iterable[tuple[Labels, float]]) -> Family:
+def _family(name: str, samples: Iterable[tuple[Labels, float]]) -> Family:
+    of = OWN[name]
     prefix = b"\n" + name.encode()
     lines = [prefix + _block(labels) + number(value).encode() for labels, value in samples]
-    return Family(headers(name, kind, text), [b"".join(lines)] if lines else [])
+    return Family(headers(name, of.type, of.help), [b"".join(lines)] if lines else [])
 
 
 @lru_cache(maxsize=16384)

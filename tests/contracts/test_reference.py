@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
-from pgvigil import catalogue, cli, grants, reference
+from pgvigil import catalogue, cli, grants
 from pgvigil.catalogue import Query
+from pgvigil.own import OWN
 
 from lab.cluster import PGVIGIL
 from lab.exporter import Exporter
@@ -95,7 +96,7 @@ def test_the_exporters_own_metrics_are_what_its_pages_hold(server: Server, tmp_p
             for path in ("/probe?target=there", "/probe?target=small", "/metrics")
         )
 
-    wanted = {own.name: own for own in reference.OWN}
+    wanted = dict(OWN)
     if not server.tls:
         del wanted["pgvigil_server_certificate_expiry_timestamp_seconds"]
     assert target.keys() | small.keys() | overview.keys() == wanted.keys()

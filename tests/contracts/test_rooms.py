@@ -19,6 +19,7 @@ ORDER = (
     "standards",
     "config",
     "catalogue",
+    "own",
     "reference",
     "plan",
     "certificate",

@@ -3,7 +3,8 @@
 from itertools import groupby
 
 import pytest
-from pgvigil import catalogue, reference, standards
+from pgvigil import catalogue, standards
+from pgvigil.own import OWN
 from pgvigil.standards import Standard
 
 STANDARDS = standards.load()
@@ -30,7 +31,7 @@ LATER = {
 """What wants metrics and has none yet, with the reason."""
 
 KNOWN = {metric.name for query in catalogue.load() for metric in query.metrics} | {
-    own.name for own in reference.OWN
+    own.name for own in OWN.values()
 }
 
 

@@ -1,0 +1,179 @@
+"""Name the metrics that tell of the exporter itself, and of how it asks."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+
+class Own(NamedTuple):
+    """A metric of the exporter's own."""
+
+    name: str
+    type: str
+    labels: Sequence[str]
+    help: str
+
+
+SCRAPE = (
+    Own("pg_up", "gauge", (), "Whether the server answered in this scrape."),
+    Own(
+        "pg_down_reason",
+        "gauge",
+        ("reason",),
+        "Why the server did not answer: 1 for the reason that holds, 0 for the others.",
+    ),
+    Own(
+        "pgvigil_target_up",
+        "gauge",
+        ("target",),
+        "Whether the target answered in its last scrape; scrape /probe?target=NAME for all else.",
+    ),
+    Own(
+        "pgvigil_scrape_duration_seconds",
+        "gauge",
+        (),
+        "How long the last scrape of the target took, connecting included.",
+    ),
+    Own(
+        "pgvigil_scrapes_total",
+        "counter",
+        (),
+        "Scrapes of the target, shared ones counted once.",
+    ),
+    Own(
+        "pgvigil_scrapes_joined_total",
+        "counter",
+        (),
+        "Requests that were answered by a scrape of the target that ran already.",
+    ),
+    Own("pgvigil_scrape_overruns_total", "counter", (), "Scrapes that their deadline cut short."),
+    Own("pgvigil_connections", "gauge", (), "Connections to the target that are open now."),
+    Own("pgvigil_connects_total", "counter", (), "Connections to the target that were made."),
+    Own(
+        "pgvigil_connect_duration_seconds",
+        "gauge",
+        (),
+        "What the last connection cost: name look-up, TLS, authentication and all.",
+    ),
+    Own(
+        "pgvigil_server_certificate_expiry_timestamp_seconds",
+        "gauge",
+        (),
+        "When the certificate that the server shows expires, in seconds since the epoch; only "
+        "where the connection is encrypted.",
+    ),
+    Own(
+        "pgvigil_superuser",
+        "gauge",
+        (),
+        "Whether the exporter is connected as a superuser, which it need not be.",
+    ),
+)
+QUERIES = (
+    Own(
+        "pgvigil_query_success",
+        "gauge",
+        ("query",),
+        "Whether the last run of the query gave a result, in each database where it runs.",
+    ),
+    Own(
+        "pgvigil_query_seconds_total",
+        "counter",
+        ("query",),
+        "Time spent waiting for the query's answers, as seen from here.",
+    ),
+    Own(
+        "pgvigil_query_rows",
+        "gauge",
+        ("query",),
+        "Rows of the query's last result, over all databases.",
+    ),
+    Own("pgvigil_query_series", "gauge", ("query",), "Series of the query on this page."),
+    Own(
+        "pgvigil_query_series_left_out",
+        "gauge",
+        ("query",),
+        "Series of the query that are not on this page because it would hold more than the "
+        "target's max_series.",
+    ),
+    Own(
+        "pgvigil_query_age_seconds",
+        "gauge",
+        ("query",),
+        "Age in seconds of the oldest result on this page, for queries that run in the background.",
+    ),
+    Own(
+        "pgvigil_query_failures_total",
+        "counter",
+        ("query", "reason"),
+        "Runs of the query without a result, by PostgreSQL's condition name or our own word.",
+    ),
+    Own(
+        "pgvigil_query_dropped_samples_total",
+        "counter",
+        ("query", "reason"),
+        "Samples that were left out of the query's results: duplicates, above max_series "
+        "(at least so many), no numbers, or counters below zero.",
+    ),
+    Own(
+        "pgvigil_query_skipped",
+        "gauge",
+        ("query", "reason"),
+        "1 for each query that is not sent to this server, with the fact that forbids it, or the "
+        "failure after which it rests.",
+    ),
+    Own(
+        "pgvigil_metric_skipped",
+        "gauge",
+        ("metric", "reason"),
+        "1 for each metric that a query cannot give on this server though it runs, with the fact "
+        "that forbids it.",
+    ),
+)
+DATABASES = (
+    Own(
+        "pgvigil_databases",
+        "gauge",
+        ("state",),
+        "Databases of the server: visited, failing (the last visit did), late (their visit is "
+        "overdue), left out (above max_databases).",
+    ),
+    Own(
+        "pgvigil_database_up",
+        "gauge",
+        ("datname",),
+        "Whether the last visit to the database found what it asked.",
+    ),
+    Own(
+        "pgvigil_database_visit_age_seconds",
+        "gauge",
+        ("datname",),
+        "Seconds since the database was last visited.",
+    ),
+)
+PROCESS = (
+    Own(
+        "pgvigil_build_info",
+        "gauge",
+        ("version", "python"),
+        "The running version of the exporter.",
+    ),
+    Own(
+        "process_cpu_seconds_total",
+        "counter",
+        (),
+        "Total user and system CPU time spent in seconds.",
+    ),
+    Own("process_resident_memory_bytes", "gauge", (), "Resident memory size in bytes."),
+    Own("process_virtual_memory_bytes", "gauge", (), "Virtual memory size in bytes."),
+    Own("process_open_fds", "gauge", (), "Number of open file descriptors."),
+    Own("process_max_fds", "gauge", (), "Maximum number of open file descriptors."),
+    Own(
+        "process_start_time_seconds",
+        "gauge",
+        (),
+        "Start time of the process since unix epoch in seconds.",
+    ),
+)
+
+OWN: Mapping[str, Own] = {of.name: of for of in (*SCRAPE, *QUERIES, *DATABASES, *PROCESS)}
+"""All of them, by name."""
