@@ -61,7 +61,7 @@ class _Steady:
 
 
 def measure(run: Run) -> Report:
-    """Scrape 200 targets every 5 s, each over its own connection to one server under load."""
+    """Scrape 200 targets every 5 s, each over its own connections to one server under load."""
     server = run.servers.busy
     cycles = 1 if run.quick else 3
     fleets: list[_Fleet] = []
@@ -87,7 +87,7 @@ def measure(run: Run) -> Report:
     return Report(
         "fleet",
         [
-            "All targets are one server under some load; pgvigil holds a connection to each, "
+            "All targets are one server under some load; pgvigil holds two connections to each, "
             "postgres_exporter opens new ones for each probe. Default catalogues, by turns."
         ],
         [table],

@@ -56,7 +56,7 @@ class Servers:
     @cached_property
     def busy(self) -> Server:
         """A server with room for a fleet's connections."""
-        return self._start(300)
+        return self._start(600)
 
     def destroy(self) -> None:
         """Remove all of them."""

@@ -22,11 +22,8 @@ from pgvigil import (
     config,
     grants,
     ranking,
-    reference,
     render,
     serve,
-    standards,
-    trial,
 )
 from pgvigil.collect import Collector
 from pgvigil.config import Settings, Target, Told
@@ -130,8 +127,7 @@ async def _serving(
     try:
         await serve.run(serve.Application(collectors), listener, stopped)
     finally:
-        for collector in collectors:
-            await collector.close()
+        await asyncio.gather(*(collector.close() for collector in collectors))
 
 
 def _check(told: argparse.Namespace) -> int:
@@ -153,6 +149,8 @@ def _explain(told: argparse.Namespace) -> int:
 
 
 def _query(told: argparse.Namespace) -> int:
+    from pgvigil import trial  # what only one command needs is no load on the others
+
     settings, queries = _settled(told)
     target = next((t for t in settings.targets if told.target in (None, t.name)), None)
     if target is None:
@@ -231,6 +229,8 @@ def _print_plan(target: Target, facts: Facts, plan: Plan, sql: bool) -> None:
 
 
 def _reference(told: argparse.Namespace) -> int:
+    from pgvigil import reference, standards
+
     used: dict[str, list[str]] = {}
     for standard in standards.load():
         for name in standard.metrics:

@@ -29,11 +29,14 @@ GUARDS: Mapping[str, str] = {
     "lock_timeout": "250ms",
     "idle_in_transaction_session_timeout": "5s",
     "default_transaction_read_only": "on",
+    # A standby takes no other; our statements are alone in their transactions anyway.
+    "default_transaction_isolation": "read committed",
     "max_parallel_workers_per_gather": "0",
     "jit": "off",
     # Enough for 10,000 entries of pg_stat_statements; at 4 MB they go to a temporary file.
     "work_mem": "16MB",
-    # How values are spelled must not depend on what somebody set for the role.
+    # What a text means, and how values are spelled, must not depend on what somebody set.
+    "standard_conforming_strings": "on",
     "DateStyle": "ISO, MDY",
     "TimeZone": "UTC",
     "extra_float_digits": "1",
