@@ -96,7 +96,8 @@ def _pipeline(line: str) -> Iterator[tuple[_Way, list[str]]]:
             Session.open(config.Target("bench", connection), wanted(queries), clock() + _PATIENCE)
         )
         facts = runner.run(session.ask((), _SILENT, clock() + _PATIENCE))
-        statements = make_plan(queries, facts).statements
+        fresh = [query for query in queries if not query.every]
+        statements = make_plan(fresh, facts).statements
         asks = [Ask(s.text, s.query.timeout) for s in statements]
 
         def ask() -> None:

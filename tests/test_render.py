@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pgvigil import __version__, render
+from pgvigil import __version__, about, render
 from pgvigil.catalogue import Query
 from pgvigil.collect import Collector, Scrape
 from pgvigil.config import Target
@@ -426,7 +426,7 @@ def test_the_page_of_a_server_that_is_down_says_why() -> None:
     collector = collector_of({"team": "a"})
     collector.scrapes = 3
     scrape = Scrape(down=Down.CONNECTION_REFUSED, detail="refused", seconds=0.25)
-    assert written(render.families(collector, scrape)) == DOWN_PAGE
+    assert written(about.families(collector, scrape)) == DOWN_PAGE
 
 
 def scraped() -> tuple[Collector, Scrape]:
@@ -451,13 +451,15 @@ def scraped() -> tuple[Collector, Scrape]:
         # It ran while the server had another role.
         "area.before": Tally(1.0, {"": 1}),
         "area.good": Tally(0.5, {"": 1}, dropped=Counter(duplicate=2)),
-        "area.bad": Tally(1e-7, failing={""}, failures=Counter(lock_not_available=1, other=2)),
+        "area.bad": Tally(
+            1e-7, failing=frozenset({""}), failures=Counter(lock_not_available=1, other=2)
+        ),
     }
     return collector, Scrape(up=True, down=None, sheets={"area.good": sheet})
 
 
 def test_the_page_of_a_server_that_is_up_tells_of_each_query() -> None:
-    lines = written(render.families(*scraped())).splitlines()
+    lines = written(about.families(*scraped())).splitlines()
     samples = [line for line in lines if not re.match(r"#|pg_down_reason.* 0$", line)]
     assert samples[:12] == [
         'pg_up{team="a"} 1',
@@ -487,8 +489,8 @@ def test_each_family_stands_once_and_together(openmetrics: bool) -> None:
     collector, scrape = scraped()
     collector.last = scrape
     for pages in (
-        [*render.families(collector, scrape), render.ourselves()],
-        [render.ourselves(), *render.overview([collector, collector_of(name="b")])],
+        [*about.families(collector, scrape), about.ourselves()],
+        [about.ourselves(), *about.overview([collector, collector_of(name="b")])],
     ):
         page = b"".join(render.write(pages, openmetrics=openmetrics)).decode()
         kinds = re.findall(r"^# TYPE (\S+)", page, re.M)
@@ -507,7 +509,7 @@ def test_each_family_stands_once_and_together(openmetrics: bool) -> None:
 def test_the_overview_tells_the_last_state_of_each_target() -> None:
     one, two = collector_of({"team": "a"}, name="one"), collector_of(name="two")
     one.last, one.scrapes = Scrape(up=True, down=None, seconds=0.5), 4
-    lines = written(render.overview([one, two])).splitlines()
+    lines = written(about.overview([one, two])).splitlines()
     assert lines[2:4] == [
         'pgvigil_target_up{target="one"} 1',
         'pgvigil_target_up{target="two"} 0',
@@ -521,7 +523,7 @@ def test_the_overview_tells_the_last_state_of_each_target() -> None:
 
 
 def test_the_page_tells_what_runs_here_and_ends_with_our_own_process() -> None:
-    page = b"".join(render.write([render.ourselves()], openmetrics=True)).decode()
+    page = b"".join(render.write([about.ourselves()], openmetrics=True)).decode()
     names = [family.name for family in parsed(page, openmetrics=True)]
     assert names[0] == "pgvigil_build_info"
     assert {"process_resident_memory_bytes", "process_open_fds"} <= set(names)

@@ -405,7 +405,9 @@ def test_the_page_for_people_lets_no_name_be_markup() -> None:
     collector.facts = Facts(160004, in_recovery=False, user="<u>", superuser=True)
     refusal = Refusal(QUERY, Reason.PRIVILEGE, "<s> lacks")
     collector.plan = Plan((Statement(QUERY, "select", ()),), (refusal,))
-    collector.ledger.tallies = {QUERY.name: Tally(failing={""}, failures=Counter({"<em>": 1}))}
+    collector.ledger.tallies = {
+        QUERY.name: Tally(failing=frozenset({""}), failures=Counter({"<em>": 1}))
+    }
     page = ask(Application([collector]), "/").text
     for name in ("<i>", "<b>&", "<u>", "<s> lacks", "<em>", "<why>", "canary"):
         assert name not in page

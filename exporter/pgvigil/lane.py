@@ -60,7 +60,7 @@ class Tally:
     seconds: float = 0.0
     rows: dict[str, int] = field(default_factory=dict)
     """Those of the last result, by database; the server's own is ``''``."""
-    failing: set[str] = field(default_factory=set)
+    failing: frozenset[str] = frozenset()
     """The databases in which its last run gave no result."""
     failures: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -103,7 +103,7 @@ class Ledger:
         self.wake(database)
         for tally in self.tallies.values():
             tally.rows.pop(database, None)
-            tally.failing.discard(database)
+            tally.failing -= {database}
 
     def settle(
         self, query: Query, database: str, sheet: Sheet, failure: QueryFailed | None, took: float
@@ -115,7 +115,7 @@ class Ledger:
             tally.dropped += sheet.dropped
         if failure is None:
             tally.rows[database] = sheet.rows
-            tally.failing.discard(database)
+            tally.failing -= {database}
             return
         if database not in tally.failing or not tally.failures[failure.reason]:
             _log.warning(
@@ -127,7 +127,7 @@ class Ledger:
                 detail=failure.detail,
             )
         tally.failures[failure.reason] += 1
-        tally.failing.add(database)
+        tally.failing |= {database}
         tally.rows.pop(database, None)
         if failure.sqlstate.startswith(_CANNOT_WORK) or failure.reason == "wrong_columns":
             self._resting[query.name, database] = Rest(time.monotonic() + QUIET, failure)

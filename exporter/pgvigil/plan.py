@@ -27,6 +27,9 @@ RAISES: Mapping[str, frozenset[str]] = {
 """By managed service, what is not called there."""
 
 
+_SHARED = 4096
+
+
 class Reason(StrEnum):
     """Why a query is not sent to a server: the closed list behind `pgvigil_query_skipped`."""
 
@@ -186,8 +189,22 @@ def make_plan(queries: Iterable[Query], facts: Facts, off: Container[str] = ()) 
             refusals.append(Refusal(query, lost[0].reason, lost[0].detail))
             continue
         losses += lost
-        statements.append(Statement(query, _text(query, facts, variant, metrics), metrics))
+        statements.append(_statement(query, facts, variant, metrics))
     return Plan(tuple(statements), tuple(refusals), tuple(losses))
+
+
+_shared: dict[str, Statement] = {}
+"""By their texts: in a fleet most servers get the same, and each is some kilobytes."""
+
+
+def _statement(
+    query: Query, facts: Facts, variant: Variant, metrics: Sequence[Metric]
+) -> Statement:
+    statement = Statement(query, _text(query, facts, variant, metrics), metrics)
+    if len(_shared) > _SHARED:
+        _shared.clear()  # servers come and go, and so do their versions
+    shared = _shared.setdefault(statement.text, statement)
+    return shared if shared == statement else statement
 
 
 def _variant(query: Query, facts: Facts) -> Variant | None:

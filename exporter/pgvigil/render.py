@@ -1,25 +1,18 @@
 """Write rows and states as exposition text, straight from the server's own spelling of values."""
 
-import platform
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
-from itertools import groupby
+from functools import cache
 from typing import NamedTuple
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_latest
 
-from pgvigil import __version__
-from pgvigil.collect import Collector, Scrape
-from pgvigil.errors import Down, QueryFailed
-from pgvigil.own import OWN
+from pgvigil.errors import QueryFailed
 from pgvigil.plan import Statement
 from pgvigil.session import Rows
-from pgvigil.slow import shown
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -230,71 +223,13 @@ def write_samples(
     return len(values)
 
 
-def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
-    """Everything a target's page says of the target, and of how it was asked."""
-    labels = tuple(collector.target.labels.items())
-    yield _family(
-        "pg_up",
-        [
-            (labels, scrape.up),
-        ],
-    )
-    yield _family(
-        "pg_down_reason",
-        [((*labels, ("reason", reason)), scrape.down is reason) for reason in Down],
-    )
-    for sheet in scrape.sheets.values():
-        assert isinstance(sheet, Sheet)
-        yield from sheet.families
-    for _, results in groupby(scrape.results, key=lambda result: result.statement.query.name):
-        yield from _merged(result.sheet for result in results)
-    if scrape.up:
-        yield from _about_queries(collector, scrape)
-        yield from _about_databases(collector)
-        expiry = collector.slow.certificate_expiry
-        yield _family(
-            "pgvigil_server_certificate_expiry_timestamp_seconds",
-            [(labels, expiry)] if expiry is not None else [],
-        )
-    yield from _about_target([(collector, scrape)], labelled=False)
-
-
-def _merged(sheets: Iterable[object]) -> Iterator[Family]:
-    """The families of one query over several databases: each must stand in one piece."""
-    merged: dict[Headers, Family] = {}
-    for sheet in sheets:
-        assert isinstance(sheet, Sheet)
-        for family in sheet.families:
-            chunks = merged.setdefault(family.headers, Family(family.headers)).chunks
-            chunks += family.chunks
-    yield from merged.values()
-
-
-def overview(collectors: Iterable[Collector]) -> Iterator[Family]:
-    """What the page of an exporter with several targets says of each, as last known."""
-    known = [(collector, collector.last or Scrape()) for collector in collectors]
-    yield _family(
-        "pgvigil_target_up",
-        [((("target", c.target.name),), s.up) for c, s in known],
-    )
-    yield from _about_target(known, labelled=True)
-
-
-def ourselves() -> Family:
-    """What is running here."""
-    labels = ("version", __version__), ("python", platform.python_version())
-    return _family(
-        "pgvigil_build_info",
-        [
-            (labels, 1),
-        ],
-    )
-
-
 def write(pages: Iterable[Family], *, openmetrics: bool, process: bool = True) -> Iterator[bytes]:
     """The body of an answer in chunks: the families given, then our own process if asked."""
     for family in pages:
-        yield from family.write(openmetrics=openmetrics)
+        if family.chunks:
+            yield family.headers.openmetrics if openmetrics else family.headers.text
+            yield from family.chunks
+            yield b"\n"
     if not process:
         yield b"# EOF\n" if openmetrics else b""
     elif openmetrics:
@@ -303,176 +238,23 @@ def write(pages: Iterable[Family], *, openmetrics: bool, process: bool = True) -
         yield prometheus_client.generate_latest(_registry)
 
 
-def _about_target(known: Sequence[tuple[Collector, Scrape]], *, labelled: bool) -> Iterator[Family]:
-    names = [
-        (*c.target.labels.items(), *([("target", c.target.name)] if labelled else []))
-        for c, _ in known
-    ]
-
-    def each(values: Iterable[float]) -> Iterable[tuple[Labels, float]]:
-        return zip(names, values, strict=True)
-
-    yield _family(
-        "pgvigil_scrape_duration_seconds",
-        each(s.seconds for _, s in known),
-    )
-    yield _family(
-        "pgvigil_scrapes_total",
-        each(c.scrapes for c, _ in known),
-    )
-    yield _family(
-        "pgvigil_scrapes_joined_total",
-        each(c.joined for c, _ in known),
-    )
-    yield _family(
-        "pgvigil_scrape_overruns_total",
-        each(c.overruns for c, _ in known),
-    )
-    yield _family(
-        "pgvigil_connections",
-        each(c.connections for c, _ in known),
-    )
-    yield _family(
-        "pgvigil_connects_total",
-        each(c.connects for c, _ in known),
-    )
-    yield _family(
-        "pgvigil_connect_duration_seconds",
-        each(c.connect_seconds for c, _ in known),
-    )
-    yield _family(
-        "pgvigil_superuser",
-        each(bool(c.facts and c.facts.superuser) for c, _ in known),
-    )
-
-
-def _about_queries(collector: Collector, scrape: Scrape) -> Iterator[Family]:
-    labels = tuple(collector.target.labels.items())
-    running = collector.running()
-    tallies = [
-        ((*labels, ("query", name)), tally)
-        for name, tally in collector.ledger.tallies.items()
-        if name in running  # not what ran while the server had another role
-    ]
-    series = Counter({name: sheet.series for name, sheet in scrape.sheets.items()})
-    ages: dict[str, float] = {}
-    now = time.monotonic()
-    for result in scrape.results:
-        name = result.statement.query.name
-        series[name] += result.sheet.series
-        ages[name] = max(ages.get(name, 0.0), now - result.at)
-    yield _family(
-        "pgvigil_query_success",
-        [(names, tally.succeeded) for names, tally in tallies],
-    )
-    yield _family(
-        "pgvigil_query_seconds_total",
-        [(names, tally.seconds) for names, tally in tallies],
-    )
-    yield _family(
-        "pgvigil_query_rows",
-        [(names, sum(tally.rows.values())) for names, tally in tallies],
-    )
-    yield _family(
-        "pgvigil_query_series",
-        [((*labels, ("query", name)), count) for name, count in series.items()],
-    )
-    yield _family(
-        "pgvigil_query_series_left_out",
-        [((*labels, ("query", name)), count) for name, count in scrape.left_out.items()],
-    )
-    yield _family(
-        "pgvigil_query_age_seconds",
-        [((*labels, ("query", name)), age) for name, age in ages.items()],
-    )
-    yield _family(
-        "pgvigil_query_failures_total",
-        [
-            ((*names, ("reason", reason)), count)
-            for names, tally in tallies
-            for reason, count in tally.failures.items()
-        ],
-    )
-    yield _family(
-        "pgvigil_query_dropped_samples_total",
-        [
-            ((*names, ("reason", reason)), count)
-            for names, tally in tallies
-            for reason, count in tally.dropped.items()
-        ],
-    )
-    skipped = {(query.name, reason) for query, reason, _ in collector.refusals()}
-    yield _family(
-        "pgvigil_query_skipped",
-        [((*labels, ("query", name), ("reason", reason)), 1) for name, reason in sorted(skipped)],
-    )
-    yield _family(
-        "pgvigil_metric_skipped",
-        [
-            ((*labels, ("metric", loss.metric.name), ("reason", loss.reason)), 1)
-            for loss in collector.losses()
-        ],
-    )
-
-
-def _about_databases(collector: Collector) -> Iterator[Family]:
-    """How the databases were visited, for the queries that run in each."""
-    labels = tuple(collector.target.labels.items())
-    slow = collector.slow
-    visited = [
-        ((*labels, ("datname", shown(name))), place) for name, place in slow.databases.items()
-    ]
-    now = time.monotonic()
-    states = {
-        "visited": sum(place.visited > 0 for place in slow.databases.values()),
-        "failing": sum(place.down is not None for place in slow.databases.values()),
-        "late": len(slow.late()),
-        "left_out": len(slow.left_out),
-    }
-    yield _family(
-        "pgvigil_databases",
-        [((*labels, ("state", state)), count) for state, count in states.items()]
-        if slow.databases
-        else [],
-    )
-    yield _family(
-        "pgvigil_database_up",
-        [(names, place.down is None) for names, place in visited if place.visited or place.down],
-    )
-    yield _family(
-        "pgvigil_database_visit_age_seconds",
-        [(names, now - place.visited) for names, place in visited if place.visited],
-    )
-
-
-def _family(name: str, samples: Iterable[tuple[Labels, float]]) -> Family:
-    of = OWN[name]
-    prefix = b"\n" + name.encode()
-    lines = [prefix + _block(labels) + number(value).encode() for labels, value in samples]
-    return Family(headers(name, of.type, of.help), [b"".join(lines)] if lines else [])
-
-
-@lru_cache(maxsize=16384)
-def _block(labels: Labels) -> bytes:
-    """The label block of one of our own samples; the same come again with each scrape.
-
-    Of two labels of one name the last holds: a constant label gives way to ours.
-    """
-    return _template(dict(labels), ()) % ()
-
-
 def _template(constant: Mapping[str, str], names: Sequence[str]) -> bytes:
     """A `%` template of a label block and the blank after it, with a place for each name's value.
 
     A constant label gives way to a column of the same name.
     """
     fixed = [
-        b'%b="%b"' % (name.encode(), _escaped(value.encode()).replace(b"%", b"%%"))
+        pair(name, value).replace(b"%", b"%%")
         for name, value in constant.items()
         if name not in names
     ]
     blocks = fixed + [b'%b="%%b"' % name.encode() for name in names]
     return b"{" + b",".join(blocks) + b"} " if blocks else b" "
+
+
+def pair(name: str, value: str) -> bytes:
+    """A label as it stands in a block."""
+    return b'%b="%b"' % (name.encode(), _escaped(value.encode()))
 
 
 def label_block(layout: Layout, values: Sequence[bytes]) -> bytes:
@@ -504,6 +286,8 @@ def _escaped(value: bytes) -> bytes:
 
 def number(value: float) -> str:
     """A number as both formats take it."""
+    if type(value) is int:
+        return str(value)
     text = repr(float(value))
     if text.endswith(".0"):
         return text[:-2]

@@ -17,7 +17,7 @@ import structlog
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config
 
-from pgvigil import landing, render
+from pgvigil import about, landing, render
 from pgvigil.collect import Collector
 from pgvigil.config import Address
 
@@ -95,7 +95,7 @@ class Application:
         if len(self._collectors) == 1:
             (collector,) = self._collectors.values()
             return await self._scrape(request, collector)
-        overview = [render.ourselves(), *render.overview(self._collectors.values())]
+        overview = [about.ourselves(), *about.overview(self._collectors.values())]
         return _metrics_answer(overview, request)
 
     async def _probe(self, request: "_Request") -> Answer:
@@ -110,7 +110,7 @@ class Application:
         scrape = await collector.scrape(deadline)
         # The exporter itself stands on one page: this one, if it is the only one.
         alone = len(self._collectors) == 1
-        families = [*render.families(collector, scrape), *([render.ourselves()] if alone else [])]
+        families = [*about.families(collector, scrape), *([about.ourselves()] if alone else [])]
         return _metrics_answer(families, request, process=alone)
 
     async def _discovery(self, request: "_Request") -> Answer:

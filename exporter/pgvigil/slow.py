@@ -300,14 +300,15 @@ class SlowLane:
                 if statement.query.name in due
                 and (statement.query.name, place.database) not in resting
             ]
-            for first in range(0, len(work), _GROUP):
+            group = len(work) if home else _GROUP
+            for first in range(0, len(work), max(1, group)):
                 if self._scraped < 0:
                     return  # the program ends
                 if not home and time.monotonic() - session.opened > _STAY:
                     self._exit(session)
                     await asyncio.sleep(_PAUSE)
                     session = await self._enter(place.database)
-                await self._ask(session, place, work[first : first + _GROUP])
+                await self._ask(session, place, work[first : first + group])
         finally:
             if not home:
                 self._exit(session)

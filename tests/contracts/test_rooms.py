@@ -30,6 +30,7 @@ ORDER = (
     "collect",
     "render",
     "ranking",
+    "about",
     "trial",
     "landing",
     "serve",

@@ -1,0 +1,237 @@
+"""Write what the exporter has to say of a target, and of how it was asked."""
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import groupby
+from weakref import WeakKeyDictionary
+
+from pgvigil import __version__
+from pgvigil.collect import Collector, Scrape
+from pgvigil.errors import Down
+from pgvigil.own import OWN
+from pgvigil.render import Family, Headers, Sheet, headers, number, pair
+from pgvigil.slow import Result, shown
+
+Labels = tuple[tuple[str, str], ...]
+"""Names and values."""
+
+_slow_pages: WeakKeyDictionary[Collector, tuple[Sequence[Result], list[Family]]] = (
+    WeakKeyDictionary()
+)
+"""What the slow lane's results came to at the last scrape; they seldom change between two."""
+
+
+def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
+    """Everything a target's page says of the target, and of how it was asked."""
+    labels = _constant(collector)
+    yield _family("pg_up", labels, [(b"", scrape.up)])
+    yield _family(
+        "pg_down_reason",
+        labels,
+        [(_pairs(("reason", reason)), scrape.down is reason) for reason in Down],
+    )
+    for sheet in scrape.sheets.values():
+        assert isinstance(sheet, Sheet)
+        yield from sheet.families
+    if scrape.up:
+        yield from _slow_families(collector, scrape)
+        yield from _of_queries(collector, scrape)
+        yield from _of_databases(collector)
+        expiry = collector.slow.certificate_expiry
+        yield _family(
+            "pgvigil_server_certificate_expiry_timestamp_seconds",
+            labels,
+            [(b"", expiry)] if expiry is not None else [],
+        )
+    yield from _of_targets([(labels, collector, scrape)])
+
+
+def overview(collectors: Iterable[Collector]) -> Iterator[Family]:
+    """What the page of an exporter with several targets says of each, as last known."""
+    known = [
+        ((*_constant(c), ("target", c.target.name)), c, c.last or Scrape()) for c in collectors
+    ]
+    yield _family(
+        "pgvigil_target_up",
+        (),
+        [(_pairs(("target", c.target.name)), scrape.up) for _, c, scrape in known],
+    )
+    yield from _of_targets(known)
+
+
+def ourselves() -> Family:
+    """What is running here."""
+    labels = _pairs(("version", __version__), ("python", platform.python_version()))
+    return _family("pgvigil_build_info", (), [(labels, 1)])
+
+
+def _constant(collector: Collector) -> Labels:
+    return tuple(collector.target.labels.items())
+
+
+def _slow_families(collector: Collector, scrape: Scrape) -> list[Family]:
+    """The families of the slow lane's results, each in one piece over all databases."""
+    results, merged = _slow_pages.get(collector, ((), []))
+    same = len(results) == len(scrape.results)
+    if not same or any(a is not b for a, b in zip(results, scrape.results, strict=True)):
+        merged = []
+        for _, group in groupby(scrape.results, key=lambda result: result.statement.query.name):
+            merged += _merged(group)
+        _slow_pages[collector] = scrape.results, merged
+    return merged
+
+
+def _merged(results: Iterable[Result]) -> Iterator[Family]:
+    """The families of one query; those without a sample are left out."""
+    merged: dict[Headers, Family] = {}
+    for result in results:
+        assert isinstance(result.sheet, Sheet)
+        for family in result.sheet.families:
+            if family.chunks:
+                found = merged.setdefault(family.headers, Family(family.headers))
+                found.chunks += family.chunks
+    yield from merged.values()
+
+
+def _of_targets(known: Sequence[tuple[Labels, Collector, Scrape]]) -> Iterator[Family]:
+    for name, values in (
+        ("pgvigil_scrape_duration_seconds", (s.seconds for _, _, s in known)),
+        ("pgvigil_scrapes_total", (c.scrapes for _, c, _ in known)),
+        ("pgvigil_scrapes_joined_total", (c.joined for _, c, _ in known)),
+        ("pgvigil_scrape_overruns_total", (c.overruns for _, c, _ in known)),
+        ("pgvigil_connections", (c.connections for _, c, _ in known)),
+        ("pgvigil_connects_total", (c.connects for _, c, _ in known)),
+        ("pgvigil_connect_duration_seconds", (c.connect_seconds for _, c, _ in known)),
+        ("pgvigil_superuser", (int(bool(c.facts and c.facts.superuser)) for _, c, _ in known)),
+    ):
+        family = Family(_family(name, (), []).headers)
+        for (labels, _, _), value in zip(known, values, strict=True):
+            family.chunks += _family(name, labels, [(b"", value)]).chunks
+        yield family
+
+
+def _of_queries(collector: Collector, scrape: Scrape) -> Iterator[Family]:
+    labels = _constant(collector)
+    running = collector.running()
+    tallies = [
+        (name, _pairs(("query", name)), tally)
+        for name, tally in collector.ledger.tallies.items()
+        if name in running  # not what ran while the server had another role
+    ]
+    series = Counter({name: sheet.series for name, sheet in scrape.sheets.items()})
+    ages: dict[str, float] = {}
+    now = time.monotonic()
+    for result in scrape.results:
+        name = result.statement.query.name
+        series[name] += result.sheet.series
+        ages[name] = max(ages.get(name, 0.0), now - result.at)
+
+    def by_query(name: str, values: dict[str, float] | Counter[str]) -> Family:
+        samples = [(_pairs(("query", query)), value) for query, value in values.items()]
+        return _family(name, labels, samples)
+
+    yield _family(
+        "pgvigil_query_success", labels, [(pairs, int(t.succeeded)) for _, pairs, t in tallies]
+    )
+    yield _family(
+        "pgvigil_query_seconds_total", labels, [(pairs, t.seconds) for _, pairs, t in tallies]
+    )
+    yield _family(
+        "pgvigil_query_rows", labels, [(pairs, sum(t.rows.values())) for _, pairs, t in tallies]
+    )
+    yield by_query("pgvigil_query_series", series)
+    yield by_query("pgvigil_query_series_left_out", dict(scrape.left_out))
+    yield by_query("pgvigil_query_age_seconds", ages)
+    yield _family(
+        "pgvigil_query_failures_total",
+        labels,
+        [
+            (_pairs(("query", name), ("reason", reason)), count)
+            for name, _, tally in tallies
+            for reason, count in tally.failures.items()
+        ],
+    )
+    yield _family(
+        "pgvigil_query_dropped_samples_total",
+        labels,
+        [
+            (_pairs(("query", name), ("reason", reason)), count)
+            for name, _, tally in tallies
+            for reason, count in tally.dropped.items()
+        ],
+    )
+    skipped = {(query.name, reason) for query, reason, _ in collector.refusals()}
+    yield _family(
+        "pgvigil_query_skipped",
+        labels,
+        [(_pairs(("query", name), ("reason", reason)), 1) for name, reason in sorted(skipped)],
+    )
+    yield _family(
+        "pgvigil_metric_skipped",
+        labels,
+        [
+            (_pairs(("metric", loss.metric.name), ("reason", loss.reason)), 1)
+            for loss in collector.losses()
+        ],
+    )
+
+
+def _of_databases(collector: Collector) -> Iterator[Family]:
+    """How the databases were visited, for the queries that run in each."""
+    labels, slow = _constant(collector), collector.slow
+    if not slow.databases:
+        return
+    now = time.monotonic()
+    places = [(_pairs(("datname", shown(name))), p) for name, p in slow.databases.items()]
+    states = {
+        "visited": sum(place.visited > 0 for _, place in places),
+        "failing": sum(place.down is not None for _, place in places),
+        "late": len(slow.late()),
+        "left_out": len(slow.left_out),
+    }
+    yield _family(
+        "pgvigil_databases",
+        labels,
+        [(_pairs(("state", state)), count) for state, count in states.items()],
+    )
+    yield _family(
+        "pgvigil_database_up",
+        labels,
+        [(pairs, int(p.down is None)) for pairs, p in places if p.visited or p.down],
+    )
+    yield _family(
+        "pgvigil_database_visit_age_seconds",
+        labels,
+        [(pairs, now - place.visited) for pairs, place in places if place.visited],
+    )
+
+
+def _family(name: str, constant: Labels, samples: Sequence[tuple[bytes, float]]) -> Family:
+    """A metric of our own with its samples: labels as `_pairs` has them, and a value."""
+    of = OWN[name]
+    opening, closing = _frame(name, constant)
+    lines = [opening + pairs + closing + number(value).encode() for pairs, value in samples]
+    return Family(headers(name, of.type, of.help), [b"".join(lines)] if lines else [])
+
+
+@lru_cache(maxsize=8192)
+def _frame(name: str, constant: Labels) -> tuple[bytes, bytes]:
+    """What stands before and behind the labels that a metric of our own has of itself.
+
+    A constant label gives way to one of the metric's.
+    """
+    own = OWN[name].labels
+    fixed = b",".join(pair(key, value) for key, value in constant if key not in own)
+    start = b"\n" + name.encode()
+    if not fixed and not own:
+        return start, b" "
+    return start + b"{" + fixed + (b"," if fixed and own else b""), b"} "
+
+
+@lru_cache(maxsize=16384)
+def _pairs(*labels: tuple[str, str]) -> bytes:
+    """Labels as they stand in a block; the same come again with each scrape, of any target."""
+    return b",".join(pair(name, value) for name, value in labels)
