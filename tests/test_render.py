@@ -362,7 +362,7 @@ def test_whatever_rows_hold_the_page_parses_and_holds_the_same(
     for openmetrics in (False, True):
         page = b"".join(render.write(sheet.families, openmetrics=openmetrics)).decode()
         assert same(samples_in(page, names, openmetrics=openmetrics), samples)
-    assert +sheet.dropped == dropped
+    assert sheet.dropped == dropped
 
 
 def collector_of(

@@ -1,7 +1,6 @@
 """Book what became of each query of a target, and stand between each query and all the others."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -32,7 +31,7 @@ class Sheet(Protocol):
     rows: int
     series: int
     """The samples written so far."""
-    dropped: Counter[str]
+    dropped: dict[str, int]
     """The samples that were left out, by reason."""
 
     def add(self, rows: Rows) -> None:
@@ -62,8 +61,8 @@ class Tally:
     """Those of the last result, by database; the server's own is ``''``."""
     failing: frozenset[str] = frozenset()
     """The databases in which its last run gave no result."""
-    failures: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
+    failures: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
 
     @property
     def succeeded(self) -> bool:
@@ -111,13 +110,13 @@ class Ledger:
         """Book what one run of one query came to."""
         tally = self.tallies.setdefault(query.name, Tally())
         tally.seconds += took
-        if sheet.dropped:
-            tally.dropped += sheet.dropped
+        for reason, count in sheet.dropped.items():
+            tally.dropped[reason] = tally.dropped.get(reason, 0) + count
         if failure is None:
             tally.rows[database] = sheet.rows
             tally.failing -= {database}
             return
-        if database not in tally.failing or not tally.failures[failure.reason]:
+        if database not in tally.failing or not tally.failures.get(failure.reason):
             _log.warning(
                 "a query failed",
                 target=self._target,
@@ -126,7 +125,7 @@ class Ledger:
                 reason=failure.reason,
                 detail=failure.detail,
             )
-        tally.failures[failure.reason] += 1
+        tally.failures[failure.reason] = tally.failures.get(failure.reason, 0) + 1
         tally.failing |= {database}
         tally.rows.pop(database, None)
         if failure.sqlstate.startswith(_CANNOT_WORK) or failure.reason == "wrong_columns":

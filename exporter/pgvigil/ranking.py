@@ -44,7 +44,7 @@ class Ranking(Layout):
         self.orders = [columns.index(name) for name in known]
         self.orders += range(len(columns), len(columns) + len(self.extra))
         self.gauges = [(i, metric.other) for i, metric in enumerate(metrics) if metric.other]
-        self.within = [i for i, name in enumerate(self.labels) if name in top.within]
+        self.within = [i for i, name in enumerate(self.shape.labels) if name in top.within]
         self.earned: dict[Key, float] = {}
         """When a row last came in by itself, on the monotonic clock."""
         self.chosen: frozenset[Key] | None = None
@@ -84,7 +84,7 @@ class RankedSheet(Sheet):
     def add(self, rows: Rows) -> None:
         """Take some rows; raises QueryFailed when a declared column is not among theirs."""
         ranking = self._ranking
-        labels, columns = ranking.find(rows)
+        labels, columns = ranking.shape.find(rows)
         names = [(rows.fname(column) or b"").decode() for column in range(rows.nfields)]
         if missing := [name for name in ranking.extra if name not in names]:
             raise QueryFailed("wrong_columns", f"not in the result: {', '.join(missing)}")
@@ -93,11 +93,11 @@ class RankedSheet(Sheet):
         value = rows.get_value
         self.rows += rows.ntuples
         if self.rows >= TOP_ROWS:
-            self.dropped["max_series"] += 1  # what the server cut, nobody can count
+            self.drop("max_series")  # what the server cut, nobody can count
         for row in range(rows.ntuples):
             key = tuple(value(row, place) or b"" for place in labels)
             if key in self._values:
-                self.dropped["duplicate"] += 1
+                self.drop("duplicate")
                 continue
             numbers = array("d", [self._as_number(value(row, place)) for place in places])
             self._values[key] = numbers
@@ -112,7 +112,7 @@ class RankedSheet(Sheet):
         except ValueError:
             if raw in (b"t", b"f"):
                 return float(raw == b"t")
-            self.dropped["not_a_number"] += 1
+            self.drop("not_a_number")
             return math.nan
 
     def _gain(self, key: Key, numbers: "array[float]", before: "array[float] | None") -> None:
@@ -131,7 +131,7 @@ class RankedSheet(Sheet):
     def finish(self) -> None:
         """Choose, and write."""
         ranking, values = self._ranking, self._values
-        room = ranking.max_rows
+        room = ranking.shape.max_rows
         crowded = len(values) > room
         if crowded:
             groups = {ranking.group(key) for key in values}
@@ -161,6 +161,7 @@ class RankedSheet(Sheet):
             }
         self._write(chosen)
         self._values, self._gains = {}, {}
+        super().finish()
 
     def _choose(self, room: int) -> list[Key]:
         """The rows that come in now, then those that came in of late, the last first."""
@@ -222,7 +223,9 @@ class RankedSheet(Sheet):
             return
         blocks = [label_block(ranking, key) for key in keys]
         gauges = self._others(frozenset(chosen)) if ranking.gained else {}
-        for place, (family, prefix) in enumerate(zip(self.families, ranking.prefixes, strict=True)):
+        for place, (family, prefix) in enumerate(
+            zip(self.families, ranking.shape.prefixes, strict=True)
+        ):
             numbers = [self._values[key][place] for key in chosen]
             if place in ranking.counts:
                 column = ranking.counts.index(place)
@@ -235,7 +238,7 @@ class RankedSheet(Sheet):
             else:
                 numbers += [gauges.get((group, place), math.nan) for group in ranking.gained]
             spelled = [None if math.isnan(value) else number(value).encode() for value in numbers]
-            if ranking.counters[place]:
+            if ranking.shape.counters[place]:
                 spelled = self._counts(spelled)
             self.series += write_samples(family, prefix, blocks, spelled)
 

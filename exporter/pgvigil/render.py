@@ -1,6 +1,5 @@
 """Write rows and states as exposition text, straight from the server's own spelling of values."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,6 +24,7 @@ _DIGITS = 300
 """Characters up to which a numeric is no number too large for a float, which a reader refuses."""
 _FLOATS = {700, 701, _NUMERIC}
 """The OIDs of float4, float8 and numeric."""
+_SHAPES = 4096
 _LABEL = 1024
 """Bytes of a label's value that are shown; what is longer is cut."""
 _ENDLESS = {b"Infinity": b"+Inf", b"-Infinity": b"-Inf"}
@@ -72,24 +72,23 @@ class Family:
             yield b"\n"
 
 
-class Layout:
-    """How a statement's rows become samples: all that is the same in each of its runs."""
+class Shape:
+    """All that is the same in each run of a statement, on whatever server."""
 
-    def __init__(self, statement: Statement, constant: Mapping[str, str]) -> None:
-        """`constant` labels stand on every sample."""
+    __slots__ = (
+        *("max_rows", "labels", "columns", "counters", "headers", "prefixes"),
+        *("_columns", "_found"),
+    )
+
+    def __init__(self, statement: Statement) -> None:
         self.max_rows = statement.max_rows
         self.labels = statement.query.labels
         self.columns = [metric.column for metric in statement.metrics]
         self.counters = [metric.type == "counter" for metric in statement.metrics]
         self.headers = [headers(m.name, m.type, m.help) for m in statement.metrics]
         self.prefixes = [f"\n{metric.name}".encode() for metric in statement.metrics]
-        self.template = _template(constant, self.labels)
         self._columns: list[tuple[bytes | None, int]] = []
         self._found: tuple[list[int], list[tuple[int, int]]] = [], []
-
-    def sheet(self) -> "Sheet":
-        """A sheet for one run."""
-        return Sheet(self)
 
     def find(self, rows: Rows) -> tuple[list[int], list[tuple[int, int]]]:
         """Where the labels stand, and where the values, with their types' OIDs.
@@ -110,6 +109,35 @@ class Layout:
         return self._found
 
 
+_shapes: dict[str, tuple[Statement, Shape]] = {}
+"""By the statements' texts; bounded, as those are."""
+
+
+def _shape(statement: Statement) -> Shape:
+    known, shape = _shapes.get(statement.text, (None, None))
+    if shape is None or known != statement:
+        if len(_shapes) > _SHAPES:
+            _shapes.clear()
+        shape = Shape(statement)
+        _shapes[statement.text] = statement, shape
+    return shape
+
+
+class Layout:
+    """How a statement's rows become samples of one target, or of one of its databases."""
+
+    __slots__ = ("shape", "template")
+
+    def __init__(self, statement: Statement, constant: Mapping[str, str]) -> None:
+        """`constant` labels stand on every sample."""
+        self.shape = _shape(statement)
+        self.template = _template(constant, self.shape.labels)
+
+    def sheet(self) -> "Sheet":
+        """A sheet for one run."""
+        return Sheet(self)
+
+
 class Sheet:
     """The samples of one run of one statement, written while its rows come in.
 
@@ -117,22 +145,26 @@ class Sheet:
     says that PostgreSQL's spelling is Prometheus' own; `constant` labels stand on every sample.
     """
 
+    __slots__ = ("_layout", "_seen", "dropped", "families", "rows", "series")
+
     def __init__(self, layout: Layout) -> None:
         self.rows = 0
         self.series = 0
-        self.families = [Family(of) for of in layout.headers]
-        self.dropped: Counter[str] = Counter()
+        self.families = [Family(of) for of in layout.shape.headers]
+        self.dropped: dict[str, int] = {}
         """The samples that were left out, by reason."""
-        self._layout = layout
+        self._layout: Layout | None = layout
         self._seen: set[bytes] = set()
 
     def add(self, rows: Rows) -> None:
         """Write some rows; raises QueryFailed when a declared column is not among theirs."""
         layout = self._layout
-        labels, columns = layout.find(rows)
-        count = min(rows.ntuples, layout.max_rows - self.rows)
+        assert layout
+        shape = layout.shape
+        labels, columns = shape.find(rows)
+        count = min(rows.ntuples, shape.max_rows - self.rows)
         if count < rows.ntuples:
-            self.dropped["max_series"] += (rows.ntuples - count) * len(self.families)
+            self.drop("max_series", (rows.ntuples - count) * len(self.families))
         if count <= 0:
             return
         self.rows += count
@@ -145,7 +177,7 @@ class Sheet:
         )
         keep = self._first_of_each(blocks)
         for family, prefix, counts, (column, oid) in zip(
-            self.families, layout.prefixes, layout.counters, columns, strict=True
+            self.families, shape.prefixes, shape.counters, columns, strict=True
         ):
             values = [value(row, column) for row in span]
             if keep is not None:
@@ -157,7 +189,14 @@ class Sheet:
             self.series += write_samples(family, prefix, here, values)
 
     def finish(self) -> None:
-        """All rows were taken; nothing is left to do."""
+        """All rows were taken: what only helped to write them goes."""
+        self._layout, self._seen = None, set()
+        self.families = [family for family in self.families if family.chunks]
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count samples that are left out."""
+        if count:
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
 
     def _first_of_each(self, blocks: list[bytes]) -> list[int] | None:
         """The rows whose labels were not there before; None when that is all of them."""
@@ -170,7 +209,7 @@ class Sheet:
             if block not in self._seen:
                 self._seen.add(block)
                 keep.append(row)
-        self.dropped["duplicate"] += (len(blocks) - len(keep)) * len(self.families)
+        self.drop("duplicate", (len(blocks) - len(keep)) * len(self.families))
         return keep
 
     def _spelled(self, raw: list[bytes | None], oid: int) -> list[bytes | None]:
@@ -194,7 +233,7 @@ class Sheet:
             return values
         kept = [v if v is None or float(v) >= 0 else None for v in values]
         if lost := kept.count(None) - values.count(None):
-            self.dropped["not_a_count"] += lost
+            self.drop("not_a_count", lost)
         return kept
 
     def _parsed(self, value: bytes | None) -> bytes | None:
@@ -203,7 +242,7 @@ class Sheet:
         try:
             return number(float(value)).encode()
         except ValueError:
-            self.dropped["not_a_number"] += 1
+            self.drop("not_a_number")
             return None
 
 
