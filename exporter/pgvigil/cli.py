@@ -214,8 +214,10 @@ def _print_plan(target: Target, facts: Facts, plan: Plan, sql: bool) -> None:
     for statement in plan.statements:
         query = statement.query
         print(f"\n-- {query.name}: {query.why}")
+        pace = f"every {query.every:g} s" if query.every else "with each scrape"
+        where = " in each database" if query.scope == "database" else ""
         print(
-            f"--   {query.place}:{query.line}, at most {query.timeout:g} s, "
+            f"--   {query.place}:{query.line}, {pace}{where}, at most {query.timeout:g} s, "
             f"{statement.max_rows} rows"
         )
         for metric in statement.metrics:
@@ -226,6 +228,10 @@ def _print_plan(target: Target, facts: Facts, plan: Plan, sql: bool) -> None:
     print(f"\n-- {len(plan.refusals)} queries do not run here")
     for refusal in plan.refusals:
         print(f"-- {refusal.query.name}: {refusal.reason}: {refusal.detail}")
+    if plan.losses:
+        print(f"\n-- {len(plan.losses)} metrics are missing from queries that run")
+    for loss in plan.losses:
+        print(f"-- {loss.metric.name}: {loss.reason}: {loss.detail}")
 
 
 def _reference(told: argparse.Namespace) -> int:

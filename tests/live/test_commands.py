@@ -59,6 +59,8 @@ def test_explain_shows_what_runs_on_a_server_and_what_does_not_and_why(cluster: 
     assert f"PostgreSQL {cluster.major}, standby, as bare" in done.stdout
     assert "activity.sessions: privilege: bare lacks the privileges of pg_read_all" in done.stdout
     assert "-- availability.state: " in done.stdout
+    assert re.search(r"every 300 s in each database, at most [\d.]+ s, \d+ rows", done.stdout)
+    assert "metrics are missing from queries that run" in done.stdout
     assert "pg_catalog.pg_is_in_recovery()" in done.stdout
     assert cluster.standby.errors_in_log(begin) == []
 
