@@ -120,7 +120,14 @@ def test_a_query_for_databases_that_no_database_can_run_is_told() -> None:
     place = made.databases["x"] = Place("x")
     place.plan = Plan((), (refusal,))
     assert list(made.refusals()) == [refusal]
-    other = made.databases["y"] = Place("y")
-    other.plan = Plan((replace(EVERY, query=of),), ())
+    assert made.running() == set()
+
+
+def test_a_query_that_some_database_runs_is_not_skipped() -> None:
+    of = query(60, scope="database")
+    made = lane(of)
+    refusal = Refusal(of, Reason.EXTENSION, "citus is not installed in x")
+    for name, plan in (("x", Plan((), (refusal,))), ("y", Plan((replace(EVERY, query=of),), ()))):
+        made.databases[name] = Place(name, plan=plan)
     assert list(made.refusals()) == []
     assert made.running() == {of.name}

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import structlog
 
@@ -28,8 +29,9 @@ REFRESH = 60.0
 KEEP = 300.0
 """Seconds for which a result is served at least, however often its query runs."""
 
-_GROUP = 4
-"""Statements sent to a database at once. Between two groups it may be left."""
+_GROUP, _GROUP_AT_HOME = 4, 20
+"""Statements sent to a database at once, others' and the connected one. Between two groups others
+may be left."""
 _STAY = 1.0
 """Seconds after which a database is left although work remains: DROP DATABASE waits 5 seconds for
 others to leave, then gives up (postgres_exporter #529)."""
@@ -87,6 +89,7 @@ class Place:
     results: dict[str, Result] = field(default_factory=dict)
     layouts: dict[str, tuple[Statement, Layout]] = field(default_factory=dict)
     """Of queries whose rows are chosen in the light of those before."""
+    facts: Facts | None = None
     plan: Plan | None = None
     visited: float = 0.0
     """When it was last visited, on the monotonic clock; 0 for never."""
@@ -97,6 +100,26 @@ class Place:
     def next(self) -> float:
         """When it is to be visited; infinity when nothing is to do."""
         return min(self.due.values(), default=float("inf"))
+
+
+class _Findings(NamedTuple):
+    """What the plans of all databases come to."""
+
+    running: frozenset[str]
+    refusals: Sequence[Refusal]
+    losses: Sequence[Loss]
+
+
+def _findings(plans: Sequence[Plan]) -> _Findings:
+    running = frozenset(s.query.name for plan in plans for s in plan.statements)
+    given = {m.name for plan in plans for s in plan.statements for m in s.metrics}
+    refused = {refusal.query.name: refusal for plan in plans for refusal in plan.refusals}
+    lost = {loss.metric.name: loss for plan in plans for loss in plan.losses}
+    return _Findings(
+        running,
+        [refusal for name, refusal in refused.items() if name not in running],
+        [loss for name, loss in lost.items() if name not in given],
+    )
 
 
 class SlowLane:
@@ -132,6 +155,7 @@ class SlowLane:
         self._visiting = 0
         self._ledger = ledger
         self._make_layout = make_layout
+        self._findings: _Findings | None = None
         self._session: Session | None = None
         self._lifetime = 0.0
         self._facts: Facts | None = None
@@ -173,31 +197,29 @@ class SlowLane:
     def results(self) -> Iterator[Result]:
         """What is young enough to be served, query by query, the biggest database first."""
         now = time.monotonic()
-        places = (self.server, *self.databases.values())
         for name, every in self._every.items():
-            for place in places:
+            for place in self.databases.values() if name in self._rounds else (self.server,):
                 result = place.results.get(name)
                 if result and now - result.at <= max(3 * every, KEEP):
                     yield result
 
-    def running(self) -> set[str]:
+    def running(self) -> frozenset[str]:
         """The names of the queries that run in some database."""
-        return {s.query.name for plan in self._plans() for s in plan.statements}
+        return self._found().running
 
-    def refusals(self) -> Iterator[Refusal]:
+    def refusals(self) -> Sequence[Refusal]:
         """The queries that run in no database, with what forbids them in one of those visited."""
-        refused = {refusal.query.name: refusal for p in self._plans() for refusal in p.refusals}
-        running = self.running()
-        yield from (refusal for name, refusal in refused.items() if name not in running)
+        return self._found().refusals
 
-    def losses(self) -> Iterator[Loss]:
+    def losses(self) -> Sequence[Loss]:
         """The metrics that no database gives though their query runs."""
-        lost = {loss.metric.name: loss for plan in self._plans() for loss in plan.losses}
-        given = {m.name for plan in self._plans() for s in plan.statements for m in s.metrics}
-        yield from (loss for name, loss in lost.items() if name not in given)
+        return self._found().losses
 
-    def _plans(self) -> list[Plan]:
-        return [place.plan for place in self.databases.values() if place.plan]
+    def _found(self) -> "_Findings":
+        if self._findings is None:
+            plans = [place.plan for place in self.databases.values() if place.plan]
+            self._findings = _findings(plans)
+        return self._findings
 
     def late(self) -> list[str]:
         """The databases whose visit is overdue."""
@@ -288,10 +310,7 @@ class SlowLane:
         session = await (self._at_home() if home else self._enter(place.database))
         try:
             if place.database:
-                facts = await session.facts(_deadline(_CONNECT))
-                place.plan = make_plan(self._queries, facts, self._off)
-                fitting = {statement.query.name for statement in place.plan.statements}
-                _drop_others(place.results, fitting)
+                self._learn(place, await session.facts(_deadline(_CONNECT)))
             assert place.plan
             resting = self._ledger.resting()
             work = [
@@ -300,8 +319,8 @@ class SlowLane:
                 if statement.query.name in due
                 and (statement.query.name, place.database) not in resting
             ]
-            group = len(work) if home else _GROUP
-            for first in range(0, len(work), max(1, group)):
+            group = _GROUP_AT_HOME if home else _GROUP
+            for first in range(0, len(work), group):
                 if self._scraped < 0:
                     return  # the program ends
                 if not home and time.monotonic() - session.opened > _STAY:
@@ -312,6 +331,14 @@ class SlowLane:
         finally:
             if not home:
                 self._exit(session)
+
+    def _learn(self, place: Place, facts: Facts) -> None:
+        """Plan for a database, if anything has changed there."""
+        if facts == place.facts and place.plan:
+            return
+        place.facts, place.plan = facts, make_plan(self._queries, facts, self._off)
+        _drop_others(place.results, {s.query.name for s in place.plan.statements})
+        self._findings = None
 
     async def _ask(self, session: Session, place: Place, group: Sequence[Statement]) -> None:
         asked = time.monotonic()
@@ -385,6 +412,7 @@ class SlowLane:
         for name in self.databases.keys() - set(names[:most]):
             del self.databases[name]
             self._ledger.forget(name)
+        self._findings = None
         # In the order of their sizes, so that the biggest is visited first.
         self.databases = {
             name: self.databases.get(name) or Place(name, dict(self._rounds))
