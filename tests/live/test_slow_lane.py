@@ -309,3 +309,31 @@ def test_the_end_of_the_servers_certificate_is_told_where_there_is_tls(
     with exporter_of(tmp_path, server) as exporter:
         page = page_where(exporter, lambda page: page.series(name))
         assert page.value(name) > time.time()
+
+
+def test_hundreds_of_databases_are_visited_in_time_or_said_to_be_late(
+    fresh_server: FreshServer, tmp_path: Path
+) -> None:
+    server = fresh_server(17)
+    for number in range(300):
+        server.execute(f"create database many{number}")
+    pooled = "select count(*) from pg_stat_activity where usename = 'pgvigil'"
+
+    in_time = OWN.replace("every: 1s", "every: 2m")
+    with exporter_of(tmp_path, server, in_time) as exporter:
+        page_where(exporter, lambda page: len(databases(page)) == 301, 60)
+        ages = exporter.scrape().series("pgvigil_database_visit_age_seconds")
+        assert len(ages) == 301
+        assert max(ages.values()) < 120
+        page = exporter.scrape()
+        assert page.value("pgvigil_databases", state="late") == 0
+        assert server.execute(pooled)[0][0] <= 3
+
+    # Nobody could visit them all in a second.
+    slow = OWN + BUSY.replace("0.4", "0.1")
+    with exporter_of(tmp_path, server, slow) as exporter:
+        page_where(
+            exporter, lambda p: sum(p.series("pgvigil_databases", state="late").values()) > 100, 60
+        )
+        assert server.execute(pooled)[0][0] <= 3
+        assert b", late" in exporter.get("/").body
