@@ -148,7 +148,9 @@ def _databases(collector: Collector) -> str:
     for name, place in slow.databases.items():
         state = "not visited yet"
         if place.visited:
-            state = f"visited {now - place.visited:.0f} s ago{', late' if name in late else ''}"
+            state = f"visited {now - place.visited:.0f} s ago"
+        if name in late:
+            state += ", late"
         if place.down:
             state = f"{place.down.reason}: {place.down.detail}"
         failing = " class=failing" if place.down else ""
