@@ -81,7 +81,9 @@ def _target(collector: Collector, several: bool) -> str:
     if facts:
         seen = "" if last and last.up else f" (seen {_ago(collector.facts_at)})"
         version = f"{facts.major}.{facts.version % 10000}"
-        known.append(("server", f"PostgreSQL {version}, {facts.role}{seen}"))
+        whose = collector.slow.provider or facts.provider.capitalize()
+        service = f" of {escape(whose)}" if whose else ""
+        known.append(("server", f"PostgreSQL {version}{service}, {facts.role}{seen}"))
         words = [escape(facts.user), *(["<b>superuser</b>"] if facts.superuser else [])]
         words += ["TLS" if collector.tls else "no TLS"]
         known.append(("connected as", ", ".join(words)))

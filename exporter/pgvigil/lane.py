@@ -92,6 +92,11 @@ class Ledger:
         self._resting = {key: rest for key, rest in self._resting.items() if rest.until > now}
         return self._resting
 
+    def failing(self, query: str, database: str) -> bool:
+        """Whether the last run of a query in a database gave no result."""
+        tally = self.tallies.get(query)
+        return tally is not None and database in tally.failing
+
     def wake(self, database: str = "") -> None:
         """Try again what was impossible: something has changed."""
         for key in [key for key in self._resting if key[1] == database]:

@@ -68,7 +68,7 @@ class Facts:
     functions: frozenset[str] = frozenset()
     settings: Mapping[str, str] = field(default_factory=dict)
     provider: str = ""
-    """The managed service it is a part of, as `rds`; empty where none was recognised."""
+    """The managed service it is a part of, where that has a list in RAISES; else empty."""
 
     @property
     def major(self) -> int:

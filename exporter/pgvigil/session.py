@@ -483,14 +483,6 @@ def _facts_text(wanted: Wanted) -> str:
     'settings', {current(wanted.settings)},
     'provider', case
       when pg_catalog.to_regprocedure('pg_catalog.aurora_version()') is not null then 'aurora'
-      when pg_catalog.current_setting('neon.tenant_id', true) is not null then 'neon'
-      when pg_catalog.to_regrole('supabase_admin') is not null then 'supabase'
-      else (
-        select pg_catalog.min(s.provider)
-        from (values ('rdsadmin', 'rds'), ('cloudsqladmin', 'cloudsql'),
-          ('alloydbadmin', 'alloydb'), ('azure_maintenance', 'azure'), ('azure_sys', 'azure')
-        ) as s (datname, provider)
-        join pg_catalog.pg_database as d on d.datname = s.datname)
       end)"""  # noqa: S608
 
 

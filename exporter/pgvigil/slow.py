@@ -40,7 +40,7 @@ _PAUSE = 0.25
 _CONNECT = 5.0
 """Seconds a connection to a database may take."""
 _RETRY = 60.0
-"""Seconds before a database that could not be visited is tried again."""
+"""Seconds before a database that could not be visited is tried again, or a query that failed."""
 _IDLE = 600.0
 """Seconds before a database is looked at again for what does not fit it."""
 _HANDSHAKE = 3600.0
@@ -50,16 +50,24 @@ _FAREWELL = 2.0
 _LATE = 10.0
 """Seconds over its time after which a visit is called late."""
 
-_ALIEN = frozenset(
-    {"rdsadmin", "cloudsqladmin", "alloydbadmin", "azure_maintenance", "azure_sys", "azure_system"}
-)
-"""Databases of managed services, which customers may not enter (postgres_exporter #681)."""
+_PROVIDERS = {
+    "rdsadmin": "Amazon RDS",
+    "cloudsqladmin": "Google Cloud SQL",
+    "alloydbadmin": "Google AlloyDB",
+    "azure_maintenance": "Azure",
+    "azure_sys": "Azure",
+}
+"""Databases that managed services keep for themselves (postgres_exporter #681), with whose they
+are. Customers may not enter them."""
 
 # An invalid database, left by an interrupted DROP, has the limit -2; one of limit 0 lets nobody in.
-_LIST = """select datname, datname = pg_catalog.current_database()
-from pg_catalog.pg_database
-where datallowconn and not datistemplate and datconnlimit not in (-2, 0)
-  and pg_catalog.has_database_privilege(oid, 'connect')"""
+_LIST = """select datname,
+  case
+    when datname = pg_catalog.current_database() then 'here'
+    when datallowconn and not datistemplate and datconnlimit not in (-2, 0)
+      and pg_catalog.has_database_privilege(oid, 'connect') then 'open'
+  end
+from pg_catalog.pg_database"""
 _SIZES = """select datname, pg_catalog.pg_database_size(oid)
 from pg_catalog.pg_database
 where datallowconn and not datistemplate and datconnlimit not in (-2, 0)
@@ -148,6 +156,8 @@ class SlowLane:
         self._rounds = {q.name: 0.0 for q in self._queries if q.name not in off}
         self._every = {query.name: query.every for query in queries}
         self._wanted = wanted(queries)
+        self.provider = ""
+        """Whose managed service the server is, for a person; empty where none was recognised."""
         self.certificate_expiry: float | None = None
         """Seconds since the epoch; None when it is not known."""
         self._peer: Peer | None = None
@@ -286,9 +296,13 @@ class SlowLane:
         place.visited, place.down = time.monotonic(), None
         running = {s.query.name for s in place.plan.statements} if place.plan else set()
         for name in due & place.due.keys():
-            every = self._every[name]
-            # What does not fit may do so one day: an extension is made, a standby promoted.
-            place.due[name] = begun + share * (every if name in running else max(every, _IDLE))
+            pause = self._every[name]
+            if name not in running:
+                # What does not fit may do so one day: an extension is made, a standby promoted.
+                pause = max(pause, _IDLE)
+            elif self._ledger.failing(name, place.database):
+                pause = min(pause, max(_RETRY, pause / 12))
+            place.due[name] = begun + share * pause
 
     def _stumbled(self, place: Place, error: Unreachable | TimeoutError) -> None:
         if not isinstance(error, Unreachable):
@@ -395,10 +409,9 @@ class SlowLane:
         try:
             session = await self._at_home()
             rows = await _rows(session, _LIST)
-            here = next((name for name, home in rows if home == b"t"), "")
-            names = [name for name, _ in rows if self._watched(name)]
-            if session.pooled:
-                names = [name for name in names if name == here]
+            self.provider = next((_PROVIDERS[name] for name, _ in rows if name in _PROVIDERS), "")
+            ways = (b"here",) if session.pooled else (b"here", b"open")
+            names = [name for name, way in rows if way in ways and self._watched(name)]
             if not self._sizes.keys() >= set(names):
                 # Looking at every file is for when there is something new to compare.
                 sizes = await _rows(session, _SIZES)
@@ -420,7 +433,7 @@ class SlowLane:
         }
 
     def _watched(self, name: str) -> bool:
-        if name in _ALIEN:
+        if name in _PROVIDERS:
             return False
         label = shown(name)
         include, exclude = self._target.include_databases, self._target.exclude_databases
