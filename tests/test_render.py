@@ -56,6 +56,15 @@ def test_rows_become_families_one_after_the_other() -> None:
     assert (sheet.rows, sheet.dropped) == (2, Counter())
 
 
+def test_a_label_is_cut_where_it_grows_too_long_and_never_within_a_character() -> None:
+    sheet = Layout(statement("pg_a", labels=["x"]), {}).sheet()
+    value = b"y" * 1023 + "\N{EURO SIGN}".encode() + b"z" * 2000
+    sheet.add(rows(Column("x", TEXT, [value, b"short"]), Column("pg_a", INT8, [b"1", b"2"])))
+    (first, second) = [line for line in text_of(sheet).splitlines() if line[0] != "#"]
+    assert first == 'pg_a{x="' + "y" * 1023 + '"} 1'
+    assert second == 'pg_a{x="short"} 2'
+
+
 def test_openmetrics_names_a_counters_family_without_total() -> None:
     sheet = Layout(statement("pg_reads_total", "pg_size_bytes"), {}).sheet()
     sheet.add(rows(Column("pg_reads_total", INT8, [b"1"]), Column("pg_size_bytes", INT8, [b"2"])))

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -94,6 +95,34 @@ def test_a_server_behind_a_pooler_is_scraped_under_the_same_guards(
     # What was set for us must not stay behind for whoever gets the connection next.
     left = server.execute("select count(*) from pg_stat_activity where state like 'idle in%'")
     assert left == [(0,)]
+
+
+@pytest.mark.parametrize("major", [18])
+def test_the_background_works_through_a_pooler_in_the_connected_database_alone(
+    cluster: Cluster,
+) -> None:
+    server = cluster.primary
+    server.execute("create database beside")
+    begin = server.log_position()
+    try:
+        with (
+            pgbouncer.pooled(server, "transaction") as port,
+            Exporter(
+                environment={"PGVIGIL_DSN": f"host=127.0.0.1 port={port} user=pgvigil"}
+            ) as exporter,
+        ):
+            end = time.monotonic() + 30
+            page = exporter.scrape()
+            while not (page.series("pg_schema_objects") and page.series("pg_database_size_bytes")):
+                assert time.monotonic() < end, exporter.log
+                time.sleep(0.2)
+                page = exporter.scrape()
+            assert page.failed() == set(), exporter.log
+            visited = page.series("pgvigil_database_up")
+            assert {dict(labels)["datname"] for labels in visited} == {"postgres"}
+            assert server.errors_in_log(begin) == []
+    finally:
+        server.execute("drop database beside")
 
 
 async def ask_again_and_again(port: int, name: str, rounds: int) -> None:
