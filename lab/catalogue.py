@@ -161,6 +161,20 @@ def refusal_of(
         return asker.refusal(query_name)
 
 
+def only(rows: list[Row]) -> Row:
+    """The one row of a result that has one; raises ValueError for any other."""
+    (row,) = rows
+    return row
+
+
+def number(row: Row, column: str) -> float:
+    """A value of a row that is a number; raises TypeError for any other."""
+    value = row[column]
+    if not isinstance(value, float):
+        raise TypeError(f"{column} is {value!r}")
+    return value
+
+
 @cache
 def _catalogue(extra: Sequence[Path]) -> tuple[Query, ...]:
     return catalogue.load(extra)

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from lab.catalogue import Row, refusal_of, rows_of
+from lab.catalogue import Row, number, only, refusal_of, rows_of
 from lab.cluster import BARE, READER
 from lab.postgres import Server
 
@@ -18,17 +18,6 @@ Connection = psycopg.Connection[tuple[object, ...]]
 
 BURNT = 50
 """Transaction ids used up behind a holder."""
-
-
-def only(rows: list[Row]) -> Row:
-    (row,) = rows
-    return row
-
-
-def number(row: Row, column: str) -> float:
-    value = row[column]
-    assert isinstance(value, float)
-    return value
 
 
 def burn(server: Server) -> None:

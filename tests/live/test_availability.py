@@ -6,24 +6,13 @@ import pytest
 from pgvigil import catalogue
 from pgvigil.plan import Facts, Reason, make_plan
 
-from lab.catalogue import Row, rows_of
+from lab.catalogue import number, only, rows_of
 from lab.cluster import BARE, PGVIGIL, Cluster
 from lab.postgres import Server
 
 FreshServer = Callable[..., Server]
 
 QUERIES = catalogue.load()
-
-
-def only(rows: list[Row]) -> Row:
-    (row,) = rows
-    return row
-
-
-def number(row: Row, column: str) -> float:
-    value = row[column]
-    assert isinstance(value, float)
-    return value
 
 
 @pytest.mark.parametrize("major", [13, 18])

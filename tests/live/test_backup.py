@@ -7,24 +7,13 @@ from pathlib import Path
 import pytest
 from psycopg import pq
 
-from lab.catalogue import Row, refusal_of, rows_of
+from lab.catalogue import number, only, refusal_of, rows_of
 from lab.cluster import BARE
 from lab.postgres import Server
 
 FreshServer = Callable[..., Server]
 
 SEGMENT = 16 * 1024 * 1024
-
-
-def only(rows: list[Row]) -> Row:
-    (row,) = rows
-    return row
-
-
-def number(row: Row, column: str) -> float:
-    value = row[column]
-    assert isinstance(value, float)
-    return value
 
 
 def switch(server: Server) -> None:

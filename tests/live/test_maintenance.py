@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 import psycopg
 import pytest
 
-from lab.catalogue import AskedError, Row, refusal_of, rows_of
+from lab.catalogue import AskedError, Row, number, refusal_of, rows_of
 from lab.cluster import BARE, READER, Cluster
 from lab.postgres import Server
 
@@ -102,12 +102,6 @@ def _removed(clusters: object) -> Iterator[None]:
 def tables(server: Server) -> dict[object, Row]:
     rows = rows_of(server, "maintenance.tables", dbname=DATABASE)
     return {row["relname"]: row for row in rows if row["schemaname"] == "shop"}
-
-
-def number(row: Row, column: str) -> float:
-    value = row[column]
-    assert isinstance(value, float)
-    return value
 
 
 def test_a_table_is_measured_by_the_settings_of_the_server(maintained: Server) -> None:

@@ -8,22 +8,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from lab.catalogue import Row, refusal_of, rows_of
+from lab.catalogue import Row, number, only, refusal_of, rows_of
 from lab.cluster import READER, Cluster
 from lab.postgres import Server
 
 FreshServer = Callable[..., Server]
-
-
-def only(rows: list[Row]) -> Row:
-    (row,) = rows
-    return row
-
-
-def number(row: Row, column: str) -> float:
-    value = row[column]
-    assert isinstance(value, float)
-    return value
 
 
 def position(server: Server, function: str = "pg_current_wal_lsn") -> float:

@@ -6,22 +6,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from lab.catalogue import Row, refusal_of, rows_of
+from lab.catalogue import number, only, refusal_of, rows_of
 from lab.cluster import BARE, READER, Cluster
 from lab.postgres import Server
 
 FreshServer = Callable[..., Server]
-
-
-def only(rows: list[Row]) -> Row:
-    (row,) = rows
-    return row
-
-
-def number(row: Row, column: str) -> float:
-    value = row[column]
-    assert isinstance(value, float)
-    return value
 
 
 def listed(directory: Path) -> tuple[int, int]:

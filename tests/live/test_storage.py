@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from pgvigil.grants import script
 
-from lab.catalogue import Row, refusal_of, rows_of
+from lab.catalogue import Row, number, refusal_of, rows_of
 from lab.cluster import BARE, PGVIGIL, READER, Cluster, Role
 from lab.postgres import Server
 
@@ -129,12 +129,6 @@ def ask(server: Server, name: str) -> dict[tuple[object, ...], Row]:
 
 def one(server: Server, query: str) -> float:
     return float(server.execute(query, database=DATABASE)[0][0])
-
-
-def number(row: Row, column: str) -> float:
-    value = row[column]
-    assert isinstance(value, float)
-    return value
 
 
 @pytest.mark.parametrize("role", [PGVIGIL, READER])
