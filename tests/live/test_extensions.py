@@ -1,17 +1,20 @@
 """What extensions say of themselves, checked where a server has them.
 
 Only the extensions of PostgreSQL itself are there everywhere. The others are looked for in the
-servers installed on the machine, among them the one whose pg_config comes first in PATH, and
-their tests are skipped where there is none. Citus is a stand-in: tables as its documentation
-describes them.
+servers installed on the machine, among them the one whose pg_config comes first in PATH. Where
+none has them, their tests are skipped, but not in CI: that fetches a server which does. Citus is a
+stand-in: tables as its documentation describes them.
 """
 
+import functools
+import os
 from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
 
-from lab.binaries import Binaries, UnavailableError, find
+from lab import debian
+from lab.binaries import Binaries, UnavailableError, examine, find
 from lab.catalogue import Row, refusal_of, rows_of
 from lab.cluster import BARE, PGVIGIL, READER, prepare
 from lab.postgres import MAJORS, Server
@@ -19,9 +22,25 @@ from lab.postgres import MAJORS, Server
 PRELOADED = {"pg_stat_kcache": "", "pg_wait_sampling": "", "timescaledb": ""}
 ROLES = (PGVIGIL, READER, BARE, None)
 
+FETCHED = 18
+EXTENSIONS = ("pg-stat-kcache", "pg-wait-sampling", "postgis-3", "timescaledb")
+"""Debian's packages of them, without `postgresql-18-`."""
 
-def installed_with(library: str) -> Binaries:
-    """The newest server on this machine that can load a library."""
+
+@functools.cache
+def fetched() -> Binaries | str:
+    """A server of Debian's with all of the extensions; a string is the reason why there is none."""
+    server = f"postgresql-{FETCHED}"
+    packages = [server, *(f"{server}-{extension}" for extension in EXTENSIONS)]
+    try:
+        programs = debian.fetch("postgres-extensions", ["sid"], packages)
+    except RuntimeError as error:
+        return str(error)
+    return examine(FETCHED, "installed", programs)
+
+
+def server_with(library: str) -> Binaries:
+    """The newest server on this machine that can load a library; in CI, else one of Debian's."""
     for major in reversed(MAJORS):
         try:
             binaries = find(major, ["installed"])
@@ -29,26 +48,34 @@ def installed_with(library: str) -> Binaries:
             continue
         if binaries.has_library(library):
             return binaries
-    pytest.skip(f"no server on this machine has the library {library}")
+    reason = f"no server on this machine has the library {library}"
+    if not os.environ.get("CI"):
+        pytest.skip(reason)
+    debians = fetched()
+    if isinstance(debians, str):
+        pytest.fail(f"{reason}, and none can be fetched: {debians}")
+    if not debians.has_library(library):
+        pytest.fail(f"{reason}, nor has the one that was fetched")
+    return debians
 
 
 @pytest.fixture(scope="module")
 def having() -> Iterator[Callable[[str], Server]]:
     """A function that gives a running server which has a library, preloaded where it must be."""
-    servers: dict[int, Server] = {}
+    servers: dict[Binaries, Server] = {}
 
     def give(library: str) -> Server:
-        binaries = installed_with(library)
-        if binaries.major not in servers:
+        binaries = server_with(library)
+        if binaries not in servers:
             preloaded = [name for name in PRELOADED if binaries.has_library(name)]
             server = Server(binaries.major, binaries=binaries)
-            servers[binaries.major] = server
+            servers[binaries] = server
             server.set({"shared_preload_libraries": ",".join(["pg_stat_statements", *preloaded])})
             server.start()
             prepare(server)
             for name in preloaded:
                 server.execute(f"create extension {name}")
-        return servers[binaries.major]
+        return servers[binaries]
 
     yield give
     for server in servers.values():
