@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -33,14 +34,14 @@ def fetch(name: str, suites: Sequence[str], packages: Sequence[str]) -> Path:
     The packages, which may say `package/suite`, bring the libraries they depend on. Raises
     RuntimeError when this is not a Debian with apt and its keys, or something cannot be fetched.
     """
-    tree = CACHE / name
+    cache = _cache()
+    tree = cache / name
     wanted = f"{' '.join(suites)}: {' '.join(packages)}\n"
-    CACHE.mkdir(exist_ok=True)
-    with (CACHE / f"{name}.lock").open("w") as lock:
+    with (cache / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made_of = tree / "packages"
         if not (made_of.exists() and made_of.read_text() == wanted):
-            with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"{name}-") as directory:
+            with tempfile.TemporaryDirectory(dir=cache, prefix=f"{name}-") as directory:
                 work = Path(directory)
                 _download(work, suites, packages)
                 unpacked = work / "unpacked"
@@ -51,6 +52,22 @@ def fetch(name: str, suites: Sequence[str], packages: Sequence[str]) -> Path:
                 shutil.rmtree(tree, ignore_errors=True)
                 unpacked.rename(tree)
     return _programs(tree)
+
+
+def _cache() -> Path:
+    """The checkout's .cache, or a folder of ours where temporary files go.
+
+    Servers that root starts run as another account, which may not look into every checkout; and
+    what is unpacked knows its own place, so that it cannot be copied for them.
+    """
+    if all(folder.stat().st_mode & stat.S_IXOTH for folder in CACHE.parents):
+        CACHE.mkdir(exist_ok=True)
+        return CACHE
+    place = Path(tempfile.gettempdir()) / f"pgvigil-{os.getuid()}"
+    place.mkdir(mode=0o755, exist_ok=True)
+    if place.is_symlink() or place.stat().st_uid != os.getuid():
+        raise RuntimeError(f"{place} belongs to somebody else")
+    return place
 
 
 def _programs(tree: Path) -> Path:
