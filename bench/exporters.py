@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import http.client
+import json
 import os
 import socket
 import subprocess
@@ -101,12 +102,21 @@ PEER = "postgres_exporter"
 def pgvigil(
     dsn: str | None, *words: str, catalogue: Path | None = None, name: str = OURS
 ) -> Iterator[Exporter]:
-    """Run pgvigil of this checkout, on one server unless the words name a configuration."""
+    """Run pgvigil of this checkout, on one server unless the words name a configuration.
+
+    With a catalogue of its own it has the peer's number of series, which it would not show unasked.
+    """
     port = free_port()
     command = [sys.executable, "-m", "pgvigil", "serve", f"--listen=127.0.0.1:{port}", *words]
-    command += [f"--catalogue={catalogue}"] if catalogue else []
-    with _running(name, command, port, {"PGVIGIL_DSN": dsn} if dsn else {}) as exporter:
-        yield exporter
+    with tempfile.TemporaryDirectory() as folder:
+        if catalogue:
+            path = Path(folder, "pgvigil.yml")
+            target = {"dsn": dsn, "max_series": 1_000_000}
+            path.write_text(json.dumps({"targets": {"bench": target}}))  # JSON is YAML
+            command += [f"--config={path}", f"--catalogue={catalogue}"]
+        variables = {"PGVIGIL_DSN": dsn} if dsn and not catalogue else {}
+        with _running(name, command, port, variables) as exporter:
+            yield exporter
 
 
 @contextlib.contextmanager

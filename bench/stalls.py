@@ -67,7 +67,7 @@ def longest_gaps(line: str, extra: Path, scrapes: int) -> Gaps:
 
 async def _longest_gaps(line: str, extra: Path, scrapes: int) -> Gaps:
     connection = {key: str(value) for key, value in conninfo.conninfo_to_dict(line).items()}
-    target = config.Target("bench", connection)
+    target = config.Target("bench", connection, max_series=1_000_000)
     collector = Collector(target, catalogue.load([extra]), ranking.layout)
     port = free_port()
     listener = serve.listen(config.Address("127.0.0.1", port))
