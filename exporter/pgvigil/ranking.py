@@ -4,7 +4,7 @@ import heapq
 import math
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pgvigil.errors import QueryFailed
 from pgvigil.plan import TOP_ROWS, Statement
@@ -45,13 +45,16 @@ class Ranking(Layout):
         self.orders += range(len(columns), len(columns) + len(self.extra))
         self.gauges = [(i, metric.other) for i, metric in enumerate(metrics) if metric.other]
         self.within = [i for i, name in enumerate(self.shape.labels) if name in top.within]
+        count = len(self.shape.labels)
+        self._last = max((i for i in range(count) if i not in self.within), default=0)
+        self._single = None if self.within else (*[b""] * (count - 1), OTHER)
         self.earned: dict[Key, float] = {}
         """When a row last came in by itself, on the monotonic clock."""
         self.chosen: frozenset[Key] | None = None
         """The rows that stood on their own in the last run; None before the first, and as long
         as all have room."""
         self.before: dict[Key, array[float]] | None = None
-        """The counters of each row in the last run; None where they are not needed, or not yet."""
+        """The values of each row in the last run; None where they are not needed, or not yet."""
         self.totals: dict[Key, list[float]] = {}
         """With `gains`: the counters of the rows that stand on their own, as they are shown."""
         self.gained: dict[Key, list[float]] = {}
@@ -63,9 +66,12 @@ class Ranking(Layout):
 
     def group(self, key: Key) -> Key:
         """The labels of the row named other to which a row belongs when it is not chosen."""
-        last = max(i for i in range(len(key)) if i not in self.within)
-        kept = (key[i] if i in self.within else b"" for i in range(len(key)))
-        return tuple(OTHER if i == last else value for i, value in enumerate(kept))
+        if self._single:
+            return self._single
+        return tuple(
+            OTHER if i == self._last else value if i in self.within else b""
+            for i, value in enumerate(key)
+        )
 
 
 class RankedSheet(Sheet):
@@ -117,16 +123,18 @@ class RankedSheet(Sheet):
 
     def _gain(self, key: Key, numbers: "array[float]", before: "array[float] | None") -> None:
         """Book what a row's counters have gained; a row that is new has gained all it has."""
-        ranking = self._ranking
-        counts = [numbers[i] for i in ranking.counts]
+        counts = self._ranking.counts
         if before is None:
-            self._gains[key] = [0.0 if math.isnan(now) else now for now in counts]
-        elif before.tobytes() != array("d", counts).tobytes():
-            after_fall = 0.0 if ranking.top.gains else 1.0
-            self._gains[key] = [
-                0.0 if math.isnan(now) else now - then if now >= then else now * after_fall
-                for now, then in zip(counts, before, strict=True)
+            gains = [0.0 if math.isnan(numbers[i]) else numbers[i] for i in counts]
+        else:
+            after_fall = 0.0 if self._ranking.top.gains else 1.0
+            gains = [
+                # What is NULL now or was then compares as false.
+                now - then if now >= then else now * after_fall if now < then else 0.0
+                for now, then in [(numbers[i], before[i]) for i in counts]
             ]
+        if any(gains):
+            self._gains[key] = gains
 
     def finish(self) -> None:
         """Choose, and write."""
@@ -153,13 +161,8 @@ class RankedSheet(Sheet):
                 else none
                 for key in chosen
             }
-        ranking.before = None
-        if crowded or ranking.top.gains:
-            ranking.before = {
-                key: array("d", [numbers[i] for i in ranking.counts])
-                for key, numbers in values.items()
-            }
         self._write(chosen)
+        ranking.before = values if crowded or ranking.top.gains else None
         self._values, self._gains = {}, {}
         super().finish()
 
@@ -196,22 +199,21 @@ class RankedSheet(Sheet):
 
     def _add_up(self, chosen: frozenset[Key]) -> None:
         """Add to the rows named other what the rows in them have gained."""
-        ranking = self._ranking
-        first = ranking.before is None
-        gained: dict[Key, list[float]] = {}
-        before = ranking.chosen or frozenset()
-        for key, numbers in self._values.items():
-            group = ranking.group(key)
-            sums = gained.get(group)
-            if sums is None:
-                sums = gained[group] = ranking.gained.get(group) or [0.0] * len(ranking.counts)
-            if key in before and key in chosen:
+        ranking, values = self._ranking, self._values
+        gained = {}
+        for group in {ranking.group(key) for key in values if key not in chosen}:
+            gained[group] = ranking.gained.get(group) or [0.0] * len(ranking.counts)
+        gains: Iterable[tuple[Key, Sequence[float]]] = self._gains.items()
+        stood = ranking.chosen or frozenset()
+        if ranking.before is None and not ranking.top.gains:
+            # The first time: what was before is history, which stands where its row does.
+            gains = ((key, [numbers[i] for i in ranking.counts]) for key, numbers in values.items())
+            stood = chosen
+        for key, more in gains:
+            if key in stood and key in chosen:
                 continue  # what it gained stands on its own
-            gains: Sequence[float] = self._gains.get(key, ())
-            if first:
-                history = () if ranking.top.gains else [numbers[i] for i in ranking.counts]
-                gains = () if key in chosen else history
-            for place, gain in enumerate(gains):
+            sums = gained.setdefault(ranking.group(key), [0.0] * len(ranking.counts))
+            for place, gain in enumerate(more):
                 if gain > 0:
                     sums[place] += gain
         ranking.gained, ranking.chosen = gained, chosen
@@ -245,22 +247,18 @@ class RankedSheet(Sheet):
     def _others(self, chosen: frozenset[Key]) -> dict[tuple[Key, int], float]:
         """The gauges of the rows named other."""
         ranking = self._ranking
-        found: dict[tuple[Key, int], float] = {}
-        if not ranking.gauges:
-            return found
+        groups: dict[Key, list[array[float]]] = {}
         for key, numbers in self._values.items():
-            if key in chosen:
-                continue
-            group = ranking.group(key)
+            if key not in chosen:
+                groups.setdefault(ranking.group(key), []).append(numbers)
+        found: dict[tuple[Key, int], float] = {}
+        for group, rows in groups.items():
             for place, how in ranking.gauges:
-                value = numbers[place]
-                if math.isnan(value):
-                    continue
-                so_far = found.get((group, place))
-                if so_far is None:
-                    found[group, place] = value
-                elif how == "sum":
-                    found[group, place] = so_far + value
-                else:
-                    found[group, place] = (max if how == "max" else min)(so_far, value)
+                column = [numbers[place] for numbers in rows]
+                known = [value for value in column if value == value]
+                if known:
+                    found[group, place] = _TOGETHER[how](known)
         return found
+
+
+_TOGETHER: Mapping[str, Callable[[Iterable[float]], float]] = {"sum": sum, "max": max, "min": min}
