@@ -201,7 +201,7 @@ class RankedSheet(Sheet):
         """Add to the rows named other what the rows in them have gained."""
         ranking, values = self._ranking, self._values
         gained = {}
-        for group in {ranking.group(key) for key in values if key not in chosen}:
+        for group in dict.fromkeys(ranking.group(key) for key in values if key not in chosen):
             gained[group] = ranking.gained.get(group) or [0.0] * len(ranking.counts)
         gains: Iterable[tuple[Key, Sequence[float]]] = self._gains.items()
         stood = ranking.chosen or frozenset()
