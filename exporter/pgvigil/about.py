@@ -3,7 +3,7 @@
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from weakref import WeakKeyDictionary
@@ -22,6 +22,10 @@ _slow_pages: WeakKeyDictionary[Collector, tuple[Sequence[Result], list[Family]]]
     WeakKeyDictionary()
 )
 """What the slow lane's results came to at the last scrape; they seldom change between two."""
+
+_Memo = dict[str, tuple[Sequence[tuple[bytes, float]], Family]]
+_memos: WeakKeyDictionary[Collector, _Memo] = WeakKeyDictionary()
+"""What was said of each target's queries at its last scrape, which is mostly the same again."""
 
 
 def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
@@ -114,7 +118,7 @@ def _of_targets(known: Sequence[tuple[Labels, Collector, Scrape]]) -> Iterator[F
 
 
 def _of_queries(collector: Collector, scrape: Scrape) -> Iterator[Family]:
-    labels = _constant(collector)
+    labels, memo = _constant(collector), _memos.setdefault(collector, {})
     running = collector.running()
     tallies = [
         (name, _pairs(("query", name)), tally)
@@ -127,51 +131,45 @@ def _of_queries(collector: Collector, scrape: Scrape) -> Iterator[Family]:
     for result in scrape.results:
         name = result.statement.query.name
         series[name] += result.sheet.series
-        ages[name] = max(ages.get(name, 0.0), now - result.at)
+        ages[name] = max(ages.get(name, 0.0), round(now - result.at, 3))
 
-    def by_query(name: str, values: dict[str, float] | Counter[str]) -> Family:
-        samples = [(_pairs(("query", query)), value) for query, value in values.items()]
-        return _family(name, labels, samples)
+    def family(name: str, samples: Sequence[tuple[bytes, float]]) -> Family:
+        known = memo.get(name)
+        if known is None or known[0] != samples:
+            known = memo[name] = samples, _family(name, labels, samples)
+        return known[1]
 
-    yield _family(
-        "pgvigil_query_success", labels, [(pairs, int(t.succeeded)) for _, pairs, t in tallies]
+    def by_query(name: str, values: Mapping[str, float]) -> Family:
+        return family(name, [(_pairs(("query", query)), value) for query, value in values.items()])
+
+    yield family("pgvigil_query_success", [(pairs, int(t.succeeded)) for _, pairs, t in tallies])
+    yield family(
+        "pgvigil_query_seconds_total", [(pairs, round(t.seconds, 9)) for _, pairs, t in tallies]
     )
-    yield _family(
-        "pgvigil_query_seconds_total", labels, [(pairs, t.seconds) for _, pairs, t in tallies]
-    )
-    yield _family(
-        "pgvigil_query_rows", labels, [(pairs, sum(t.rows.values())) for _, pairs, t in tallies]
-    )
+    yield family("pgvigil_query_rows", [(pairs, sum(t.rows.values())) for _, pairs, t in tallies])
     yield by_query("pgvigil_query_series", series)
-    yield by_query("pgvigil_query_series_left_out", dict(scrape.left_out))
+    yield by_query("pgvigil_query_series_left_out", scrape.left_out)
     yield by_query("pgvigil_query_age_seconds", ages)
-    yield _family(
-        "pgvigil_query_failures_total",
-        labels,
-        [
-            (_pairs(("query", name), ("reason", reason)), count)
-            for name, _, tally in tallies
-            for reason, count in tally.failures.items()
-        ],
-    )
-    yield _family(
-        "pgvigil_query_dropped_samples_total",
-        labels,
-        [
-            (_pairs(("query", name), ("reason", reason)), count)
-            for name, _, tally in tallies
-            for reason, count in tally.dropped.items()
-        ],
-    )
-    skipped = {(query.name, reason) for query, reason, _ in collector.refusals()}
-    yield _family(
+    for name, counts in (
+        ("pgvigil_query_failures_total", [(n, t.failures) for n, _, t in tallies if t.failures]),
+        (
+            "pgvigil_query_dropped_samples_total",
+            [(n, t.dropped) for n, _, t in tallies if t.dropped],
+        ),
+    ):
+        samples = [
+            (_pairs(("query", query), ("reason", reason)), count)
+            for query, by_reason in counts
+            for reason, count in by_reason.items()
+        ]
+        yield family(name, samples)
+    skipped = sorted({(query.name, reason) for query, reason, _ in collector.refusals()})
+    yield family(
         "pgvigil_query_skipped",
-        labels,
-        [(_pairs(("query", name), ("reason", reason)), 1) for name, reason in sorted(skipped)],
+        [(_pairs(("query", query), ("reason", reason)), 1) for query, reason in skipped],
     )
-    yield _family(
+    yield family(
         "pgvigil_metric_skipped",
-        labels,
         [
             (_pairs(("metric", loss.metric.name), ("reason", loss.reason)), 1)
             for loss in collector.losses()

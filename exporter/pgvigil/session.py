@@ -223,9 +223,12 @@ class Session:
         facts: list[bytes] = []
         async with _Socket(self._pgconn) as wire:
             clock = time.perf_counter()
+            wire.flush()
             for position in positions:
-                parts = queued.get(position) or queue(position)
-                wire.flush()
+                parts = queued.get(position)
+                if parts is None:
+                    parts = queue(position)
+                    wire.flush()
                 if position < 0:
                     failure = await self._answer(wire, parts, partial(_keep, facts))
                     self._learn(facts, failure)
