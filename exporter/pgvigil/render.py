@@ -24,6 +24,7 @@ _DIGITS = 300
 """Characters up to which a numeric is no number too large for a float, which a reader refuses."""
 _FLOATS = {700, 701, _NUMERIC}
 """The OIDs of float4, float8 and numeric."""
+_MANY = 8
 _SHAPES = 4096
 _LABEL = 1024
 """Bytes of a label's value that are shown; what is longer is cut."""
@@ -265,10 +266,14 @@ def write_samples(
 def write(pages: Iterable[Family], *, openmetrics: bool, process: bool = True) -> Iterator[bytes]:
     """The body of an answer in chunks: the families given, then our own process if asked."""
     for family in pages:
-        if family.chunks:
-            yield family.headers.openmetrics if openmetrics else family.headers.text
+        header = family.headers.openmetrics if openmetrics else family.headers.text
+        if len(family.chunks) > _MANY:
+            yield header
             yield from family.chunks
             yield b"\n"
+        elif family.chunks:
+            # Most are small, and handing them on costs more than copying them.
+            yield b"".join((header, *family.chunks, b"\n"))
     if not process:
         yield b"# EOF\n" if openmetrics else b""
     elif openmetrics:
