@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psycopg
 from psycopg import errors, generators, pq, waiting
 
+from pgvigil import facts
 from pgvigil.certificate import Peer
 from pgvigil.config import Target
 from pgvigil.connect import (
@@ -27,7 +28,7 @@ from pgvigil.connect import (
     unreachable,
 )
 from pgvigil.errors import Down, QueryFailed, Unreachable
-from pgvigil.plan import Extension, Facts, Wanted
+from pgvigil.plan import Facts, Wanted
 
 Rows = pq.abc.PGresult
 """Some rows of a result, at most CHUNK of them, as libpq holds them: text, by position."""
@@ -85,7 +86,7 @@ class Session:
         """No session state: a pooler stands between, so settings travel with each statement."""
         self.opened = time.monotonic()
         self._pgconn = pgconn
-        self._facts_text = _facts_text(wanted)
+        self._facts_text = facts.statement(wanted)
         self._facts_raw = b""
         self._facts: Facts | None = None
         self._prepared: dict[str, str] = {}
@@ -220,7 +221,7 @@ class Session:
         # A pooler gets one at a time: PgBouncer 1.18 may take a connection away between two that
         # are under way, and then other clients of its pool get our answers, and we get theirs.
         queued = {} if self.pooled else {position: queue(position) for position in positions}
-        facts: list[bytes] = []
+        told: list[bytes] = []
         async with _Socket(self._pgconn) as wire:
             clock = time.perf_counter()
             wire.flush()
@@ -230,8 +231,8 @@ class Session:
                     parts = queue(position)
                     wire.flush()
                 if position < 0:
-                    failure = await self._answer(wire, parts, partial(_keep, facts))
-                    self._learn(facts, failure)
+                    failure = await self._answer(wire, parts, partial(_keep, told))
+                    self._learn(told, failure)
                 else:
                     failure = await self._answer(wire, parts, partial(answers.rows, position))
                     self._forget(asks[position].text, failure)
@@ -313,7 +314,7 @@ class Session:
         if raw[0] != self._facts_raw:
             self._facts_raw = raw[0]
             try:
-                self._facts = _facts(json.loads(raw[0].decode(errors="replace")))
+                self._facts = facts.told(json.loads(raw[0].decode(errors="replace")))
             except (ValueError, TypeError, KeyError):
                 raise Unreachable(Down.CONNECTION_LOST, _OUT_OF_STEP) from None
             # A pooler may take `options` and drop them; then settings travel with each statement.
@@ -386,9 +387,9 @@ async def _cancel(request: pq.abc.PGcancelConn) -> None:
         request.finish()
 
 
-def _keep(facts: list[bytes], rows: Rows) -> None:
+def _keep(told: list[bytes], rows: Rows) -> None:
     if rows.ntuples:
-        facts.append(rows.get_value(0, 1) or b"")
+        told.append(rows.get_value(0, 1) or b"")
 
 
 def _sqlstate(result: Rows) -> str:
@@ -415,10 +416,6 @@ def condition(sqlstate: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-def _literal(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
 def _milliseconds(seconds: float) -> bytes:
     return b"%d" % max(1, round(seconds * 1000))
 
@@ -430,76 +427,8 @@ def _set(settings: Mapping[str, str | float], *, local: bool) -> bytes:
     """A statement that sets what holds for the session, or until the next sync and no longer."""
     calls = (
         f"pg_catalog.set_config('{key}', "
-        + _literal(value if isinstance(value, str) else _milliseconds(value).decode())
+        + facts.literal(value if isinstance(value, str) else _milliseconds(value).decode())
         + f", {str(local).lower()})"
         for key, value in settings.items()
     )
     return f"select {', '.join(calls)}".encode()
-
-
-def _facts_text(wanted: Wanted) -> str:
-    """The statement that asks for a server's facts.
-
-    Its parameters are statement_timeout and whether that holds for this transaction only.
-    Every name it needs is asked in a way that cannot fail: what does not exist is absent.
-    """
-
-    def array(values: Sequence[str]) -> str:
-        return f"array[{', '.join(map(_literal, values))}]::pg_catalog.text[]"
-
-    def current(names: Sequence[str]) -> str:
-        pairs = (f"{_literal(n)}, pg_catalog.current_setting({_literal(n)}, true)" for n in names)
-        return f"pg_catalog.json_build_object({', '.join(pairs)})"
-
-    # Only names that the catalogue's schema has let through stand in it, and as literals.
-    return f"""select
-  pg_catalog.set_config('statement_timeout', $1, $2),
-  pg_catalog.json_build_object(
-    'version', pg_catalog.current_setting('server_version_num')::pg_catalog.int4,
-    'in_recovery', pg_catalog.pg_is_in_recovery(),
-    'user', current_user,
-    'superuser', pg_catalog.current_setting('is_superuser') = 'on',
-    'database', pg_catalog.current_database(),
-    'guards', {current(list(GUARDS))},
-    'extensions', (
-      select pg_catalog.json_object_agg(e.extname, pg_catalog.json_build_array(
-        e.extversion, pg_catalog.quote_ident(n.nspname)) order by e.extname)
-      from pg_catalog.pg_extension as e
-      join pg_catalog.pg_namespace as n on n.oid = e.extnamespace
-      where pg_catalog.has_schema_privilege(n.oid, 'usage')),
-    'privileges', (
-      select pg_catalog.json_agg(r.rolname order by r.rolname)
-      from pg_catalog.pg_roles as r
-      where r.rolname = any({array(wanted.privileges)}::pg_catalog.name[])
-        and pg_catalog.pg_has_role(r.oid, 'usage')),
-    'functions', (
-      select pg_catalog.json_agg(f order by f)
-      from pg_catalog.unnest({array(wanted.functions)}) as f
-      where case
-        -- Who may not use a schema gets an error for a name in it, even from to_regprocedure.
-        when exists (
-          select from pg_catalog.pg_namespace as n
-          where n.nspname = pg_catalog.split_part(f, '.', 1)
-            and pg_catalog.has_schema_privilege(n.oid, 'usage'))
-        then pg_catalog.has_function_privilege(pg_catalog.to_regprocedure(f), 'execute')
-      end),
-    'settings', {current(wanted.settings)},
-    'provider', case
-      when pg_catalog.to_regprocedure('pg_catalog.aurora_version()') is not null then 'aurora'
-      end)"""  # noqa: S608
-
-
-def _facts(told: Mapping[str, Any]) -> Facts:
-    return Facts(
-        version=told["version"],
-        in_recovery=told["in_recovery"],
-        user=told["user"],
-        superuser=told["superuser"],
-        database=told["database"],
-        guarded=told["guards"] == dict(GUARDS),
-        extensions={name: Extension(*of) for name, of in (told["extensions"] or {}).items()},
-        privileges=frozenset(told["privileges"] or ()),
-        functions=frozenset(told["functions"] or ()),
-        settings=told["settings"],
-        provider=told["provider"] or "",
-    )

@@ -24,6 +24,7 @@ ORDER = (
     "plan",
     "certificate",
     "connect",
+    "facts",
     "session",
     "lane",
     "slow",
