@@ -162,7 +162,8 @@ class SlowLane:
         """Seconds since the epoch; None when it is not known."""
         self._peer: Peer | None = None
         self._peered = float("-inf")
-        self._visiting = 0
+        self._visitor: Session | None = None
+        """The connection to another database, while there is one."""
         self._ledger = ledger
         self._make_layout = make_layout
         self._findings: _Findings | None = None
@@ -179,7 +180,7 @@ class SlowLane:
     @property
     def connections(self) -> int:
         """Connections open now."""
-        return int(self._session is not None and not self._session.closed) + self._visiting
+        return sum(s is not None and not s.closed for s in (self._session, self._visitor))
 
     def scraped(self, facts: Facts, plan: Plan, peer: Peer | None) -> None:
         """A scrape has found the server up: go on, with what fits it now.
@@ -338,13 +339,13 @@ class SlowLane:
                 if self._scraped < 0:
                     return  # the program ends
                 if not home and time.monotonic() - session.opened > _STAY:
-                    self._exit(session)
+                    session.close()
                     await asyncio.sleep(_PAUSE)
                     session = await self._enter(place.database)
                 await self._ask(session, place, work[first : first + group])
         finally:
             if not home:
-                self._exit(session)
+                session.close()
 
     def _learn(self, place: Place, facts: Facts) -> None:
         """Plan for a database, if anything has changed there."""
@@ -395,13 +396,8 @@ class SlowLane:
         """A connection to another database."""
         connection = {**self._target.connection, "dbname": database}
         target = replace(self._target, connection=connection)
-        session = await Session.open(target, self._wanted, _deadline(_CONNECT))
-        self._visiting += 1
-        return session
-
-    def _exit(self, session: Session) -> None:
-        session.close()
-        self._visiting -= 1
+        self._visitor = await Session.open(target, self._wanted, _deadline(_CONNECT))
+        return self._visitor
 
     async def _list(self) -> None:
         """See which databases there are now."""

@@ -129,7 +129,9 @@ def test_a_database_can_be_dropped_while_it_is_visited(server: Server, tmp_path:
         there = "select count(*) from pg_stat_activity where datname = 'one'"
         server.wait_until(f"select ({there}) = 1")
         server.execute("drop database one")  # without FORCE, it gives up after five seconds
-        page_where(exporter, lambda page: "one" not in databases(page, "own_busy0"))
+        page = page_where(exporter, lambda page: "one" not in databases(page, "own_busy0"))
+        # It was dropped while it was left for a moment, and could not be entered again.
+        assert page.value("pgvigil_connections") == 2
 
 
 def test_there_are_never_more_than_three_connections_and_none_stays_in_a_database(
