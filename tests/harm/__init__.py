@@ -1,0 +1,1 @@
+"""Does harm to servers and networks, and sees how an exporter bears it."""
