@@ -1,4 +1,4 @@
-"""Builds postgres_exporter at the version that peers/go.mod pins, or finds an installed one."""
+"""Builds the peers at the versions that are pinned here, or finds an installed one."""
 
 import os
 import re
@@ -11,11 +11,13 @@ _MODULE = Path(__file__).parent / "peers"
 _CACHE = Path(__file__).resolve().parents[1] / ".cache" / "peers"
 _PACKAGE = "github.com/prometheus-community/postgres_exporter"
 _INSTALLED = ("postgres_exporter", "prometheus-postgres-exporter")
+_CRATE = "pg_exporter"
+_CRATE_VERSION = "0.22.2"
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A postgres_exporter that can be run."""
+    """An exporter that can be run."""
 
     program: Path
     version: str
@@ -56,6 +58,26 @@ def _build() -> Peer | str:
         if result.returncode != 0:
             return f"go build failed: {result.stderr.strip()[-300:]}"
     return Peer(program, found[1], "built from peers/go.mod")
+
+
+def find_pg_exporter() -> Peer | str:
+    """Return nbari's pg_exporter at its pinned version, or the reason why there is none."""
+    root = _CACHE / f"{_CRATE}-{_CRATE_VERSION}"
+    program = root / "bin" / _CRATE
+    if not program.exists():
+        cargo = shutil.which("cargo")
+        if cargo is None:
+            return "Rust's cargo is not installed"
+        print(f"building {_CRATE} {_CRATE_VERSION}, once; it takes minutes", flush=True)
+        command = [cargo, "install", _CRATE, "--version", _CRATE_VERSION, "--root", str(root)]
+        # A registry that holds back the newest releases may lack one of those it was locked to.
+        for words in ([*command, "--locked"], command):
+            result = subprocess.run(words, capture_output=True, text=True)
+            if result.returncode == 0:
+                break
+        else:
+            return f"cargo install failed: {result.stderr.strip()[-300:]}"
+    return Peer(program, _CRATE_VERSION, "built from crates.io")
 
 
 def _asked(program: str) -> str:
