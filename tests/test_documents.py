@@ -83,7 +83,7 @@ def test_a_control_character_is_told_with_its_line() -> None:
 
 
 def test_an_alias_to_itself_is_told() -> None:
-    told = ["f.yml: holds itself, by an alias, or is nested too deep"]
+    told = ["f.yml:1: holds itself, by an alias, or is too large"]
     assert faults("a: &a [*a]") == told
 
 

@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 
 Keys = tuple[str | int, ...]
 """The way from a document's root to a value: mapping keys and list positions."""
+
+_DEEPEST = 50
+"""Levels of nesting; the schemas know seven, and libyaml dies of some ten thousand."""
+_LARGEST = 5_000_000
+"""Characters with every alias written out: a few lines of aliases to aliases make billions."""
+_OF_A_VALUE = 40
+"""What a value weighs beside its own characters."""
+_LONGEST_NUMBER = 40
+_MOST_FAULTS = 200
+"""Told of one file; nobody reads more, and a close match for each unknown key takes time."""
+_LONGEST_KEY = 80
 
 _PATH = "mind its path, owner and mode"
 _REMEDY = "mind the indent, and put text with special characters in quotes"
@@ -70,6 +82,8 @@ def read(path: Path, place: str | None = None) -> tuple[Document | None, list[Pr
         return None, [Problem(place, None, f"is not UTF-8 text ({error.reason}); save it as UTF-8")]
     except OSError as error:
         return None, [Problem(place, None, f"cannot be read: {error.strerror}; {_PATH}")]
+    except ValueError:
+        return None, [Problem(place, None, f"cannot be read: no path holds a NUL; {_PATH}")]
     return parse(text, place)
 
 
@@ -78,12 +92,14 @@ def parse(text: str, place: str) -> tuple[Document | None, list[Problem]]:
     # Imported where they are used: the process that serves has no need of them (see apart.py).
     import yaml
 
-    loader: yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    kind: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loader = kind(text)
     try:
+        # Before nodes are made of it, which libyaml does without a bound.
+        _measure(yaml.parse(text, Loader=kind))
         node = loader.get_single_node()
-        lines: dict[Keys, int] = {(): 1}
-        problems: list[Problem] = []
-        data = None if node is None else _build(loader, node, (), place, lines, problems)
+        building = _Building(loader, place)
+        data = None if node is None else building.build(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = error.problem or error.context
@@ -94,71 +110,156 @@ def parse(text: str, place: str) -> tuple[Document | None, list[Problem]]:
     except yaml.reader.ReaderError as error:
         line = text.encode()[: error.position].count(b"\n") + 1
         return None, [Problem(place, line, "holds a control character; remove it")]
-    except RecursionError:
-        return None, [Problem(place, None, "holds itself, by an alias, or is nested too deep")]
+    except _TooMuchError as error:
+        return None, [Problem(place, error.line, str(error))]
     finally:
         loader.dispose()
-    return Document(place, data, lines), problems
+    return Document(place, data, building.lines), building.problems
 
 
-def _build(
-    loader: "yaml.SafeLoader",
-    node: "yaml.Node",
-    keys: Keys,
-    place: str,
-    lines: dict[Keys, int],
-    problems: list[Problem],
-) -> Any:
+class _TooMuchError(Exception):
+    """A document that nobody means: what is wrong, at a line."""
+
+    def __init__(self, line: int, text: str) -> None:
+        self.line = line
+        super().__init__(text)
+
+
+def _measure(events: "Iterable[yaml.Event]") -> None:
+    """Raise _TooMuchError where a text is nested too deep."""
     import yaml
 
-    lines.setdefault(keys, node.start_mark.line + 1)
-    if isinstance(node, yaml.SequenceNode):
-        return [
-            _build(loader, item, (*keys, position), place, lines, problems)
-            for position, item in enumerate(node.value)
-        ]
-    if isinstance(node, yaml.MappingNode):
+    depth = 0
+    for event in events:
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _DEEPEST:
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise _TooMuchError(line, f"is nested deeper than {_DEEPEST} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+class _Building:
+    """Turns the nodes of one text into data, and keeps the line of each value."""
+
+    def __init__(self, loader: "yaml.SafeLoader", place: str) -> None:
+        self.lines: dict[Keys, int] = {(): 1}
+        self.problems: list[Problem] = []
+        self._loader = loader
+        self._place = place
+        self._weight = 0
+
+    def build(self, node: "yaml.Node", keys: Keys) -> Any:
+        """The data of a node, which `keys` lead to."""
+        import yaml
+
+        line = node.start_mark.line + 1
+        self._weight += _OF_A_VALUE + (len(node.value) if isinstance(node.value, str) else 0)
+        if len(keys) > _DEEPEST or self._weight > _LARGEST:
+            raise _TooMuchError(line, "holds itself, by an alias, or is too large")
+        self.lines.setdefault(keys, line)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(item, (*keys, position)) for position, item in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, keys)
+        return self._value(node)
+
+    def _mapping(self, node: "yaml.MappingNode", keys: Keys) -> dict[str, Any]:
+        import yaml
+
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                problems.append(Problem(place, line, "a key must be plain text"))
+                self._fault(line, "a key must be plain text")
                 continue
             # The text as written: YAML 1.1 would read the keys `on` and `no` as booleans.
             key = str(key_node.value)
             if key in mapping:
-                first = lines[(*keys, key)]
-                text = f"the key {key!r} stands twice; the first is in line {first}; remove one"
-                problems.append(Problem(place, line, text))
+                first = self.lines[(*keys, key)]
+                text = f"stands twice; the first is in line {first}; remove one"
+                self._fault(line, f"the key {spoken(key)!r} {text}")
                 continue
             if node.flow_style and value_node.start_mark.index == value_node.end_mark.index:
                 # Not named: what stands for a key here may be part of a password.
-                problems.append(Problem(place, line, _NO_VALUE))
+                self._fault(line, _NO_VALUE)
                 continue
-            lines[(*keys, key)] = line
-            mapping[key] = _build(loader, value_node, (*keys, key), place, lines, problems)
+            self.lines[(*keys, key)] = line
+            mapping[key] = self.build(value_node, (*keys, key))
         return mapping
-    try:
-        value = loader.construct_object(node)
-    except (ValueError, KeyError, AttributeError):
-        return node.value  # such as 2026-99-99, which looks like a date
-    # The text as written: YAML 1.1 would read the password 012345 as the number 5349.
-    return node.value if type(value) is int and str(value) != node.value else value
+
+    def _value(self, node: "yaml.Node") -> Any:
+        number = node.tag.endswith((":int", ":float"))
+        if number and len(node.value) > _LONGEST_NUMBER:
+            return node.value  # Python takes its time for numbers of a million digits
+        try:
+            value = self._loader.construct_object(node)
+        except (ValueError, LookupError, AttributeError, ArithmeticError):
+            return node.value  # such as 2026-99-99, which looks like a date
+        # The text as written: YAML 1.1 would read the password 012345 as the number 5349.
+        return node.value if type(value) is int and str(value) != node.value else value
+
+    def _fault(self, line: int, text: str) -> None:
+        self.problems.append(Problem(self._place, line, text))
 
 
 def check(document: Document, name: str) -> tuple[list[Problem], Any]:
     """Every way in which a document breaks the schema called `name`, and its data without those.
 
-    Values never stand in the texts, only keys and kinds: a value may be a password.
+    Values never stand in the texts, only keys and kinds: a value may be a password. Of a file that
+    is wrong all over, the data are None.
     """
+    validator = _strict()(schema(name))
+    errors = sorted(validator.iter_errors(document.data), key=lambda e: list(map(str, e.path)))
+    every = (fault for error in errors for fault in _explain(error))
+    # jsonschema tells each missing key apart, and each time the whole rule.
+    faults = list(dict.fromkeys(islice(every, _MOST_FAULTS)))
+    problems = [document.problem(fault.keys, fault.text) for fault in faults]
+    if next(every, None):
+        return [*problems, document.problem((), "there are more problems than are told")], None
+    return problems, _without(document.data, (), {f.keys for f in faults if not f.missing})
+
+
+@cache
+def _strict() -> "type[jsonschema.protocols.Validator]":
+    """jsonschema's validator, where it takes less for right than we do."""
     import jsonschema
 
-    validator = jsonschema.Draft202012Validator(schema(name))
-    errors = sorted(validator.iter_errors(document.data), key=lambda e: list(map(str, e.path)))
-    # jsonschema tells each missing key apart, and each time the whole rule.
-    faults = list(dict.fromkeys(fault for error in errors for fault in _explain(error)))
-    problems = [document.problem(fault.keys, fault.text) for fault in faults]
-    return problems, _without(document.data, (), {f.keys for f in faults if not f.missing})
+    draft = jsonschema.Draft202012Validator
+    kinds = draft.TYPE_CHECKER.redefine(
+        # JSON has one kind of number, so that 5.0 is an integer there; Python has two.
+        "integer",
+        lambda _, value: isinstance(value, int) and not isinstance(value, bool),
+    )
+    rules = {"pattern": _pattern, "uniqueItems": _unique}
+    made: type[jsonschema.protocols.Validator] = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+        draft, rules, type_checker=kinds
+    )
+    return made
+
+
+def _pattern(
+    _: object, pattern: str, instance: object, __: object
+) -> "Iterator[jsonschema.ValidationError]":
+    """JSON Schema's `$` is the end of a text; Python's stands before a last line break as well."""
+    import jsonschema
+
+    exact = re.sub(r"\$\Z", r"\\Z", pattern)
+    if isinstance(instance, str) and not re.search(exact, instance):
+        yield jsonschema.ValidationError("does not match")
+
+
+def _unique(
+    _: object, wanted: bool, instance: object, __: object
+) -> "Iterator[jsonschema.ValidationError]":
+    """Whether texts stand twice; jsonschema compares each value with each, for hours."""
+    import jsonschema
+
+    if wanted and isinstance(instance, list):
+        texts = [value for value in instance if isinstance(value, str)]
+        if len(set(texts)) < len(texts):
+            yield jsonschema.ValidationError("not unique")
 
 
 def _without(data: Any, keys: Keys, broken: Set[Keys]) -> Any:
@@ -245,7 +346,8 @@ def _explain(  # noqa: C901  (flat: one case for each rule of the schemas)
 
 def spoken(key: str) -> str:
     """A key as it may be shown: of `password:secret`, where a blank is missing, the first part."""
-    return _SLIP.sub(r"\1...", key)
+    shown = _SLIP.sub(r"\1...", key)
+    return shown if len(shown) <= _LONGEST_KEY else f"{shown[:_LONGEST_KEY]}..."
 
 
 _SLIP = re.compile(r"(pass\w*)\W.*", re.I | re.S)
@@ -257,8 +359,10 @@ def _kind(value: object) -> str:
             return "nothing"
         case bool():
             return "true or false"
-        case int() | float():
+        case int():
             return "a number"
+        case float():
+            return "a number with a point"
         case str():
             return "text"
         case list():

@@ -5,6 +5,14 @@ from enum import StrEnum
 from typing import NamedTuple
 
 
+def printable(text: str) -> str:
+    """A text on one line, which moves no cursor and colours nothing on a terminal."""
+    if text.isprintable():
+        return text
+    signs = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(signs)
+
+
 class Problem(NamedTuple):
     """One fault in something the operator wrote, with its place and its remedy."""
 
@@ -17,7 +25,7 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         where = self.place if self.line is None else f"{self.place}:{self.line}"
-        return f"{where}: {self.text}"
+        return printable(f"{where}: {self.text}")
 
 
 class PgvigilError(Exception):
