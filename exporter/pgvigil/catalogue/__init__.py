@@ -1,5 +1,6 @@
 """Turn the YAML files of the catalogue into queries, or name every fault in them."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ COLUMNS = "{columns}"
 DEFAULT_TIMEOUT = 1.0
 """Seconds a statement may run when its query does not say."""
 
-_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.S)
-_FIRST_WORD = re.compile(r"\s*\(*\s*(select|with|values)\b", re.I)
-_OURS = re.compile(r"pgvigil_|process_|python_|pg_(up|down_reason)\Z")
+# What has no other end ends with the text: to look for it again and again would take hours.
+_COMMENT = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)|'[^']*(?:'|\Z)", re.S)
+_FIRST_WORD = re.compile(r"[\s(]*(select|with|values)\b", re.I)
+_AREA = re.compile(r"[A-Za-z0-9_-]+")
+_OURS = re.compile(r"pgvigil_|process_|python_|pg_(up|down_reason)(_total)?\Z")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -131,6 +134,10 @@ def load(extra: Iterable[Path] = ()) -> tuple[Query, ...]:
     problems: list[Problem] = []
     queries: list[Query] = []
     for path, ours in (*_shipped(), *_given(extra, problems)):
+        if not _AREA.fullmatch(path.stem):
+            text = "the file's name is its queries' area; make it of letters, digits, _ and -"
+            problems.append(Problem(str(path), None, text))
+            continue
         document, faults = documents.read(path, f"catalogue/{path.name}" if ours else None)
         problems += faults
         if document is None:
@@ -142,7 +149,7 @@ def load(extra: Iterable[Path] = ()) -> tuple[Query, ...]:
             queries.append(query)
     problems += _clashes(queries)
     if problems:
-        raise Refused(problems)
+        raise Refused(dict.fromkeys(problems))
     return tuple(queries)
 
 
@@ -153,7 +160,7 @@ def _shipped() -> Iterator[tuple[Path, bool]]:
 
 def _given(extra: Iterable[Path], problems: list[Problem]) -> Iterator[tuple[Path, bool]]:
     for path in extra:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # pathlib's raises for a name that is too long
             yield path, False
             continue
         try:
@@ -327,10 +334,13 @@ def _clashes(queries: Sequence[Query]) -> Iterator[Problem]:
             yield Problem(query.place, query.line, text)
             continue
         for metric in query.metrics:
-            # OpenMetrics calls the family of a counter by its name without _total.
+            # OpenMetrics calls the family of a counter by its name without _total, and keeps the
+            # name with _created for when that began.
             family = metric.name.removesuffix("_total")
-            owner, other = by_family.setdefault(family, (query, metric))
-            if other is not metric:
+            names = (family, f"{family}_created") if metric.type == "counter" else (family,)
+            claims = [by_family.setdefault(name, (query, metric)) for name in names]
+            if clash := next((claim for claim in claims if claim[1] is not metric), None):
+                owner, other = clash
                 text = (
                     f"{metric.name} clashes with {other.name} of {owner.name} at "
                     f"{owner.place}:{owner.line}; one query gives a metric, choose another name"
