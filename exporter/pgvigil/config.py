@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from psycopg import ProgrammingError, conninfo, pq
 
 from pgvigil import documents
-from pgvigil.errors import Problem, Refused
+from pgvigil.errors import Problem, Refused, printable
 
 DEFAULT_LISTEN = ":9187"
 
-_LISTEN = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\s]*):(?P<port>\d{1,5})")
+_LISTEN = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[!-9;-~]*):(?P<port>[0-9]{1,5})")
 _URI = re.compile(r"\s*postgres(?:ql)?://")
 _CLEAR_URI = re.compile(
     # A user or password that holds a plain @ or / makes libpq take a part of it for something else.
@@ -35,6 +35,8 @@ _CHOICES = (
     *("enable", "disable", "include_databases", "exclude_databases"),
     *("max_databases", "max_series"),
 )
+_PLACES = {"host": "PGHOST", "dbname": "PGDATABASE"}
+_A_URI = "is a URI (not shown: it may hold a password); write it as a dsn, such as PGVIGIL_DSN"
 _BAD_DSN = (
     "is no connection string that libpq understands (not shown: it may hold a password). In a URI, "
     "write @ : / ? # [ ] % and spaces of a user or password percent-encoded, as %40 for @; in "
@@ -90,8 +92,8 @@ class Target:
         known = {**libpq_defaults(), **self.connection}
         host = known.get("host") or known.get("hostaddr") or "local socket"
         if known.get("service") and "host" not in self.connection:
-            return f"service {known['service']}"
-        return f"{host}:{known.get('port', '5432')}/{known.get('dbname', '')}"
+            return printable(f"service {known['service']}")
+        return printable(f"{host}:{known.get('port', '5432')}/{known.get('dbname', '')}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,8 @@ def read_secret(path: Path) -> str:
         text = path.read_bytes().decode()
     except UnicodeDecodeError:
         raise OSError(errno.EILSEQ, "it is not UTF-8 text") from None
+    except ValueError:
+        raise OSError(errno.EINVAL, "no path holds a NUL") from None
     return re.sub(r"\r?\n\Z", "", text)
 
 
@@ -212,12 +216,8 @@ def _from_file(
             text = "has both dsn and connection; write one"
             problems.append(document.problem((*keys, "connection"), text))
         connection = {key: str(value) for key, value in raw.get("connection", {}).items()}
-        for key in connection:
-            if key not in _KEYWORDS:
-                near = difflib.get_close_matches(key, _KEYWORDS, 1)
-                guess = f"did you mean {near[0]!r}?" if near else "see libpq's list of them"
-                text = f"{documents.spoken(key)!r} is no connection keyword of libpq; {guess}"
-                problems.append(document.problem((*keys, "connection", key), text))
+        for key, text in _bad_keywords(connection):
+            problems.append(document.problem((*keys, "connection", key), text))
         if "dsn" in raw:
             try:
                 connection = _parse(raw["dsn"])
@@ -243,6 +243,19 @@ def _from_file(
         )
 
 
+def _bad_keywords(connection: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """What libpq would not take, or would show: the keyword and what is wrong."""
+    for key, value in connection.items():
+        if key not in _KEYWORDS:
+            near = difflib.get_close_matches(key, _KEYWORDS, 1)
+            guess = f"did you mean {near[0]!r}?" if near else "see libpq's list of them"
+            yield key, f"{documents.spoken(key)!r} is no connection keyword of libpq; {guess}"
+        elif "\0" in value:
+            yield key, f"{key} holds a NUL, where libpq takes it to end"
+    for key in _misplaced(connection):
+        yield key, f"{key} {_A_URI}"
+
+
 def _bad_patterns(
     document: documents.Document, keys: documents.Keys, raw: Mapping[str, Any]
 ) -> Iterator[Problem]:
@@ -250,7 +263,7 @@ def _bad_patterns(
         for position, pattern in enumerate(raw.get(key, ())):
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 text = f"{pattern!r} is no regular expression: {error}"
                 yield document.problem((*keys, key, position), text)
 
@@ -271,6 +284,8 @@ def _from_words(
         yield from _from_parts(environment, problems)
         return
     else:
+        for key in _misplaced(libpq_defaults()):
+            problems.append(Problem(_PLACES[key], None, _A_URI))
         yield Target(_name({}, set()))
         return
     names: set[str] = set()
@@ -315,6 +330,8 @@ def _from_parts(environment: Mapping[str, str], problems: list[Problem]) -> Iter
 
 def _parse(dsn: str) -> dict[str, str]:
     """The keywords and values of a connection string; raises ValueError when it is unclear."""
+    if "\0" in dsn:
+        raise ValueError  # libpq would take what stands before it
     if _URI.match(dsn):
         dsn = dsn.strip()
         if not _CLEAR_URI.fullmatch(dsn):
@@ -325,7 +342,15 @@ def _parse(dsn: str) -> dict[str, str]:
         raise ValueError from None  # without libpq's words: they hold parts of the string
     if not _PORTS.fullmatch(str(parsed.get("port", ""))):
         raise ValueError  # such as user:password/database, where the host is missing
-    return {key: str(value) for key, value in parsed.items()}
+    found = {key: str(value) for key, value in parsed.items()}
+    if _misplaced(found):
+        raise ValueError
+    return found
+
+
+def _misplaced(connection: Mapping[str, str]) -> list[str]:
+    """The keywords that are shown to everybody and hold a whole URI, perhaps with a password."""
+    return [key for key in _PLACES if "://" in connection.get(key, "")]
 
 
 def _split(text: str) -> Iterator[str]:
