@@ -4,11 +4,11 @@ import heapq
 import math
 import time
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from pgvigil.errors import QueryFailed
 from pgvigil.plan import TOP_ROWS, Statement
-from pgvigil.render import Layout, Sheet, label_block, number, write_samples
+from pgvigil.render import Layout, Sheet, label_block, number, shown_values, write_samples
 from pgvigil.session import Rows
 
 OTHER = b"other"
@@ -91,35 +91,29 @@ class RankedSheet(Sheet):
         """Take some rows; raises QueryFailed when a declared column is not among theirs."""
         ranking = self._ranking
         labels, columns = ranking.shape.find(rows)
-        names = [(rows.fname(column) or b"").decode() for column in range(rows.nfields)]
-        if missing := [name for name in ranking.extra if name not in names]:
+        names = [rows.fname(column) or b"" for column in range(rows.nfields)]
+        extra = [name.encode() for name in ranking.extra]
+        if missing := [name.decode() for name in extra if name not in names]:
             raise QueryFailed("wrong_columns", f"not in the result: {', '.join(missing)}")
         places = [place for place, _ in columns]
-        places += [names.index(name) for name in ranking.extra]
+        places += [names.index(name) for name in extra]
         value = rows.get_value
         self.rows += rows.ntuples
         if self.rows >= TOP_ROWS:
             self.drop("max_series")  # what the server cut, nobody can count
-        for row in range(rows.ntuples):
-            key = tuple(value(row, place) or b"" for place in labels)
+        # As they are shown: what differs in what is cut or replaced would be one series.
+        shown = [shown_values([value(row, at) for row in range(rows.ntuples)]) for at in labels]
+        for row, key in enumerate(zip(*shown, strict=True)):
             if key in self._values:
-                self.drop("duplicate")
+                self.drop("duplicate", len(self.families))
                 continue
-            numbers = array("d", [self._as_number(value(row, place)) for place in places])
+            raw = [value(row, place) for place in places]
+            numbers = array("d", map(_as_number, raw))
+            if lost := sum(map(_lost, raw[: len(columns)], numbers)):
+                self.drop("not_a_number", lost)
             self._values[key] = numbers
             if ranking.before is not None:
                 self._gain(key, numbers, ranking.before.get(key))
-
-    def _as_number(self, raw: bytes | None) -> float:
-        if raw is None:
-            return math.nan
-        try:
-            return float(raw)
-        except ValueError:
-            if raw in (b"t", b"f"):
-                return float(raw == b"t")
-            self.drop("not_a_number")
-            return math.nan
 
     def _gain(self, key: Key, numbers: "array[float]", before: "array[float] | None") -> None:
         """Book what a row's counters have gained; a row that is new has gained all it has."""
@@ -130,7 +124,7 @@ class RankedSheet(Sheet):
             after_fall = 0.0 if self._ranking.top.gains else 1.0
             gains = [
                 # What is NULL now or was then compares as false.
-                now - then if now >= then else now * after_fall if now < then else 0.0
+                now - then if now > then else now * after_fall if now < then else 0.0
                 for now, then in [(numbers[i], before[i]) for i in counts]
             ]
         if any(gains):
@@ -143,7 +137,7 @@ class RankedSheet(Sheet):
         crowded = len(values) > room
         if crowded:
             groups = {ranking.group(key) for key in values}
-            chosen = self._choose(max(0, room - len(groups)))
+            chosen = self._choose(max(0, room - len(groups)), groups)
             self._add_up(frozenset(chosen))
         else:
             # All stand on their own; should they grow too many, what they had is history.
@@ -166,8 +160,11 @@ class RankedSheet(Sheet):
         self._values, self._gains = {}, {}
         super().finish()
 
-    def _choose(self, room: int) -> list[Key]:
-        """The rows that come in now, then those that came in of late, the last first."""
+    def _choose(self, room: int, groups: Set[Key]) -> list[Key]:
+        """The rows that come in now, then those that came in of late, the last first.
+
+        A row that is called as one of `groups` never does: it would stand twice.
+        """
         ranking, now = self._ranking, time.monotonic()
         measures = self._measures()
         for measure in measures:
@@ -177,7 +174,7 @@ class RankedSheet(Sheet):
         ranking.earned = {
             key: moment
             for key, moment in ranking.earned.items()
-            if moment >= oldest and key in self._values
+            if moment >= oldest and key in self._values and key not in groups
         }
         order = sorted(ranking.earned, key=lambda key: -ranking.earned[key])
         for key in order[room:]:
@@ -259,6 +256,21 @@ class RankedSheet(Sheet):
                 if known:
                     found[group, place] = _TOGETHER[how](known)
         return found
+
+
+def _as_number(raw: bytes | None) -> float:
+    """A value as a number; NaN for NULL, and for what is none."""
+    if raw is None:
+        return math.nan
+    try:
+        return float(raw)
+    except ValueError:
+        return float(raw == b"t") if raw in (b"t", b"f") else math.nan
+
+
+def _lost(raw: bytes | None, read: float) -> bool:
+    """Whether a value was there, and is no number that could be compared or added."""
+    return raw is not None and read != read
 
 
 _TOGETHER: Mapping[str, Callable[[Iterable[float]], float]] = {"sum": sum, "max": max, "min": min}

@@ -98,7 +98,11 @@ class Shape:
         """
         columns = [(rows.fname(column), rows.ftype(column)) for column in range(rows.nfields)]
         if columns != self._columns:
-            at = {(name or b"").decode(): column for column, (name, _) in enumerate(columns)}
+            # What we declare is ASCII; what else is there may have been named in any encoding.
+            at = {
+                (name or b"").decode(errors="replace"): column
+                for column, (name, _) in enumerate(columns)
+            }
             missing = [name for name in (*self.labels, *self.columns) if name not in at]
             if missing:
                 raise QueryFailed(
@@ -307,7 +311,16 @@ def label_block(layout: Layout, values: Sequence[bytes]) -> bytes:
 
 
 def _label_values(column: list[bytes | None]) -> list[bytes]:
-    """A column's values as they may stand between quotes: no NULL, valid UTF-8, escaped."""
+    """A column's values as they may stand between quotes: as they are shown, escaped."""
+    values = shown_values(column)
+    joined = b"".join(values)
+    if b"\\" in joined or b'"' in joined or b"\n" in joined:
+        values = [_escaped(value) for value in values]
+    return values
+
+
+def shown_values(column: list[bytes | None]) -> list[bytes]:
+    """A column's values as a page shows them: no NULL, valid UTF-8, none too long."""
     values = [value or b"" for value in column]
     joined = b"".join(values)
     if not joined.isascii():
@@ -319,8 +332,6 @@ def _label_values(column: list[bytes | None]) -> list[bytes]:
         values = [
             v if len(v) <= _LABEL else v[:_LABEL].decode(errors="ignore").encode() for v in values
         ]
-    if b"\\" in joined or b'"' in joined or b"\n" in joined:
-        values = [_escaped(value) for value in values]
     return values
 
 
