@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/dev ## install pgvigil and the tools for working on it
 	@echo "ready: $(BIN)/pgvigil --help"
@@ -38,6 +38,9 @@ docs: .venv/dev ## write docs/metrics.md anew from the catalogue
 
 bench: .venv/dev .venv/demo ## measure beside postgres_exporter (ARGS="--quick --only rtt")
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-harm: .venv/dev .venv/demo ## do harm to all exporters and write docs/harm.md
+	@$(BIN)/python -m tests.harm --peers --page docs/harm.md $(ARGS)
 
 lock: .venv/dev ## write requirements/ anew from pyproject.toml
 	$(INSTALL) uv
@@ -77,4 +80,4 @@ clean: ## remove what make has made
 	@$(INSTALL) --require-hashes -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help setup demo test next check fmt docs bench lock clean
+.PHONY: help setup demo test next check fmt docs bench bench-harm lock clean
