@@ -55,9 +55,7 @@ def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
 
 def overview(collectors: Iterable[Collector]) -> Iterator[Family]:
     """What the page of an exporter with several targets says of each, as last known."""
-    known = [
-        ((*_constant(c), ("target", c.target.name)), c, c.last or Scrape()) for c in collectors
-    ]
+    known = [(_named(c), c, c.last or Scrape()) for c in collectors]
     yield _family(
         "pgvigil_target_up",
         (),
@@ -74,6 +72,14 @@ def ourselves() -> Family:
 
 def _constant(collector: Collector) -> Labels:
     return tuple(collector.target.labels.items())
+
+
+def _named(collector: Collector) -> Labels:
+    """The constant labels, and the target's name in the place of one that is called so."""
+    return (
+        *(p for p in _constant(collector) if p[0] != "target"),
+        ("target", collector.target.name),
+    )
 
 
 def _slow_families(collector: Collector, scrape: Scrape) -> list[Family]:

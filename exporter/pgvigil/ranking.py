@@ -217,11 +217,16 @@ class RankedSheet(Sheet):
 
     def _write(self, chosen: Sequence[Key]) -> None:
         ranking = self._ranking
-        keys = [*chosen, *ranking.gained]
+        others = list(ranking.gained)
+        if (room := ranking.shape.max_rows - len(chosen)) < len(others):
+            # Each value of a label of `within` has one; the same stay in whatever order they come.
+            others = sorted(others)[:room]
+            self.drop("max_series", (len(ranking.gained) - room) * len(self.families))
+        keys = [*chosen, *others]
         if not keys:
             return
         blocks = [label_block(ranking, key) for key in keys]
-        gauges = self._others(frozenset(chosen)) if ranking.gained else {}
+        gauges = self._others(frozenset(chosen)) if others else {}
         for place, (family, prefix) in enumerate(
             zip(self.families, ranking.shape.prefixes, strict=True)
         ):
@@ -233,9 +238,9 @@ class RankedSheet(Sheet):
                         number if math.isnan(number) else ranking.totals[key][column]
                         for key, number in zip(chosen, numbers, strict=True)
                     ]
-                numbers += [sums[column] for sums in ranking.gained.values()]
+                numbers += [ranking.gained[group][column] for group in others]
             else:
-                numbers += [gauges.get((group, place), math.nan) for group in ranking.gained]
+                numbers += [gauges.get((group, place), math.nan) for group in others]
             spelled = [None if math.isnan(value) else number(value).encode() for value in numbers]
             if ranking.shape.counters[place]:
                 spelled = self._counts(spelled)

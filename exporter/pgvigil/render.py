@@ -322,12 +322,13 @@ def _label_values(column: list[bytes | None]) -> list[bytes]:
 def shown_values(column: list[bytes | None]) -> list[bytes]:
     """A column's values as a page shows them: no NULL, valid UTF-8, none too long."""
     values = [value or b"" for value in column]
-    joined = b"".join(values)
+    joined = b" ".join(values)  # apart, else two halves of a character would make a whole
     if not joined.isascii():
         try:
             joined.decode()
         except UnicodeDecodeError:
             values = [value.decode(errors="replace").encode() for value in values]
+            joined = b" ".join(values)  # each such byte has become three
     if len(joined) > _LABEL:
         values = [
             v if len(v) <= _LABEL else v[:_LABEL].decode(errors="ignore").encode() for v in values
