@@ -83,12 +83,11 @@ def server(cluster: Cluster) -> Server:
     return cluster.primary
 
 
-@pytest.fixture
-def fresh_server() -> Iterator[Callable[..., Server]]:
-    """A function that starts a server for this test alone, which may break it.
+def _servers() -> Iterator[Callable[..., Server]]:
+    """Yield a function that starts a server nobody else has; all are removed at the end.
 
-    `fresh_server(major=17, *, tls=False, hba=None, initdb_options=(), **settings)`; it has the
-    roles of `lab.cluster`.
+    `start(major=17, *, tls=False, hba=None, initdb_options=(), **settings)`; it has the roles of
+    `lab.cluster`.
     """
     servers: list[Server] = []
 
@@ -114,6 +113,13 @@ def fresh_server() -> Iterator[Callable[..., Server]]:
     yield start
     for server in servers:
         server.destroy()
+
+
+fresh_server = pytest.fixture(_servers, name="fresh_server")
+"""Starts servers for one test alone, which may break them."""
+
+module_server = pytest.fixture(_servers, scope="module", name="module_server")
+"""Starts servers for the tests of one file, which heal what they break."""
 
 
 def _or_skip(make: Callable[[], Made]) -> Made:
