@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -14,6 +15,7 @@ import pytest
 from lab import processes
 from lab.cluster import BARE, PGVIGIL, READER, Cluster, Role
 from lab.delay_proxy import DelayProxy, delayed
+from lab.line import Line
 from lab.postgres import Server, ServerError
 from lab.silent_port import silent_port
 
@@ -229,3 +231,159 @@ def test_a_silent_port_accepts_and_says_nothing() -> None:
         client.settimeout(0.2)
         with pytest.raises(TimeoutError):
             client.recv(1)
+
+
+class Echo:
+    """A server that says again what it hears, to each client until its end or `quit`."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=[client], daemon=True).start()
+
+    @staticmethod
+    def _serve(client: socket.socket) -> None:
+        with client, contextlib.suppress(ConnectionError):
+            while (chunk := client.recv(65536)) and chunk != b"quit":
+                client.sendall(chunk)
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    """A line to an echo."""
+    echo = Echo()
+    with contextlib.closing(echo), Line("127.0.0.1", echo.port) as line:
+        yield line
+
+
+def _connected(line: Line, timeout: float = 30) -> socket.socket:
+    """A client that has been served once."""
+    client = socket.create_connection(("127.0.0.1", line.port), timeout)
+    client.sendall(b"hello")
+    assert _heard(client, 5) == b"hello"
+    return client
+
+
+def _heard(client: socket.socket, count: int) -> bytes:
+    heard = b""
+    while len(heard) < count and (chunk := client.recv(count - len(heard))):
+        heard += chunk
+    return heard
+
+
+def _assert_silent(client: socket.socket) -> None:
+    client.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        client.recv(1)
+    client.settimeout(30)
+
+
+def test_a_line_carries_all_bytes_both_ways_and_counts_them(line: Line) -> None:
+    sent = os.urandom(8 * 1024 * 1024)
+    with _connected(line) as client:
+        assert line.connections == 1
+        writing = threading.Thread(target=client.sendall, args=[sent])
+        writing.start()
+        assert _heard(client, len(sent)) == sent
+        writing.join()
+        assert line.sent == 5 + len(sent)
+
+
+def test_a_line_hands_on_the_end_of_either_side(line: Line) -> None:
+    with _connected(line) as client:
+        client.sendall(b"last words")
+        client.shutdown(socket.SHUT_WR)
+        assert _heard(client, 100) == b"last words"
+    end = time.monotonic() + 30
+    while line.connections and time.monotonic() < end:
+        time.sleep(0.01)
+    assert line.connections == 0
+
+
+def test_a_frozen_line_holds_bytes_and_connections_until_it_thaws(line: Line) -> None:
+    with _connected(line) as client:
+        line.freeze()
+        client.sendall(b"held")
+        with socket.create_connection(("127.0.0.1", line.port), 30) as late:
+            late.sendall(b"late")
+            _assert_silent(client)
+            _assert_silent(late)
+            assert line.connections == 1
+            line.thaw()
+            assert _heard(client, 4) == b"held"
+            assert _heard(late, 4) == b"late"
+
+
+def test_a_cut_line_resets_who_is_served_and_who_waits(line: Line) -> None:
+    with _connected(line) as client:
+        line.freeze()
+        with socket.create_connection(("127.0.0.1", line.port), 30) as late:
+            line.cut()
+            assert line.connections == 0
+            for each in (client, late):
+                with pytest.raises(ConnectionResetError):
+                    each.recv(1)
+    line.thaw()
+    _connected(line).close()
+
+
+def test_a_line_that_refuses_serves_who_is_there_and_accepts_again(line: Line) -> None:
+    with _connected(line) as client:
+        line.refuse()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", line.port), 30)
+        client.sendall(b"still")
+        assert _heard(client, 5) == b"still"
+        line.accept()
+        _connected(line).close()
+
+
+def test_a_line_swallows_what_follows_so_many_bytes(line: Line) -> None:
+    with _connected(line) as client:
+        line.swallow(after=3)
+        client.sendall(b"half")
+        assert _heard(client, 3) == b"hal"
+        with socket.create_connection(("127.0.0.1", line.port), 30) as other:
+            other.sendall(b"fresh")
+            assert _heard(other, 3) == b"fre"
+        client.sendall(b"quit")  # that the server ends is lost as well
+        line.swallow(None)
+        _connected(line).close()
+        _assert_silent(client)
+
+
+def test_a_line_to_nobody_resets_its_clients() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    with (
+        Line("127.0.0.1", port) as line,
+        pytest.raises(ConnectionResetError),
+        socket.create_connection(("127.0.0.1", line.port), 30) as client,
+    ):
+        client.recv(1)
+
+
+@pytest.mark.parametrize("major", [17])
+def test_a_line_carries_a_session_that_outlives_its_freezing(server: Server) -> None:
+    with (
+        Line("127.0.0.1", server.port) as line,
+        psycopg.connect(server.conninfo(port=line.port), autocommit=True) as connection,
+    ):
+        line.freeze()
+        thawing = threading.Timer(0.2, line.thaw)
+        thawing.start()
+        assert connection.execute("select 1").fetchone() == (1,)
+        thawing.join()
+        line.cut()
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("select 1")
