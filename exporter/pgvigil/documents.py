@@ -28,6 +28,7 @@ _OF_A_VALUE = 40
 _LONGEST_NUMBER = 40
 _MOST_FAULTS = 200
 """Told of one file; nobody reads more, and a close match for each unknown key takes time."""
+_MORE = "there are more problems than are told"
 _LONGEST_KEY = 80
 
 _PATH = "mind its path, owner and mode"
@@ -94,11 +95,11 @@ def parse(text: str, place: str) -> tuple[Document | None, list[Problem]]:
 
     kind: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     loader = kind(text)
+    building = _Building(loader, place)
     try:
         # Before nodes are made of it, which libyaml does without a bound.
         _measure(yaml.parse(text, Loader=kind))
         node = loader.get_single_node()
-        building = _Building(loader, place)
         data = None if node is None else building.build(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -111,7 +112,7 @@ def parse(text: str, place: str) -> tuple[Document | None, list[Problem]]:
         line = text.encode()[: error.position].count(b"\n") + 1
         return None, [Problem(place, line, "holds a control character; remove it")]
     except _TooMuchError as error:
-        return None, [Problem(place, error.line, str(error))]
+        return None, [*building.problems, Problem(place, error.line, str(error))]
     finally:
         loader.dispose()
     return Document(place, data, building.lines), building.problems
@@ -201,6 +202,8 @@ class _Building:
         return node.value if type(value) is int and str(value) != node.value else value
 
     def _fault(self, line: int, text: str) -> None:
+        if len(self.problems) >= _MOST_FAULTS:
+            raise _TooMuchError(line, _MORE)
         self.problems.append(Problem(self._place, line, text))
 
 
@@ -217,7 +220,7 @@ def check(document: Document, name: str) -> tuple[list[Problem], Any]:
     faults = list(dict.fromkeys(islice(every, _MOST_FAULTS)))
     problems = [document.problem(fault.keys, fault.text) for fault in faults]
     if next(every, None):
-        return [*problems, document.problem((), "there are more problems than are told")], None
+        return [*problems, document.problem((), _MORE)], None
     return problems, _without(document.data, (), {f.keys for f in faults if not f.missing})
 
 
