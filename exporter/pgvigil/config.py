@@ -36,7 +36,12 @@ _CHOICES = (
     *("max_databases", "max_series"),
 )
 _PLACES = {"host": "PGHOST", "dbname": "PGDATABASE"}
-_A_URI = "is a URI (not shown: it may hold a password); write it as a dsn, such as PGVIGIL_DSN"
+_WHOLE = re.compile("://|=")
+"""What makes libpq's own tools take a database's name for a connection string."""
+_MISPLACED = (
+    "holds a connection string (not shown: there may be a password in it); write that as a dsn, "
+    "such as PGVIGIL_DSN"
+)
 _BAD_DSN = (
     "is no connection string that libpq understands (not shown: it may hold a password). In a URI, "
     "write @ : / ? # [ ] % and spaces of a user or password percent-encoded, as %40 for @; in "
@@ -253,7 +258,7 @@ def _bad_keywords(connection: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         elif "\0" in value:
             yield key, f"{key} holds a NUL, where libpq takes it to end"
     for key in _misplaced(connection):
-        yield key, f"{key} {_A_URI}"
+        yield key, f"{key} {_MISPLACED}"
 
 
 def _bad_patterns(
@@ -285,7 +290,7 @@ def _from_words(
         return
     else:
         for key in _misplaced(libpq_defaults()):
-            problems.append(Problem(_PLACES[key], None, _A_URI))
+            problems.append(Problem(_PLACES[key], None, _MISPLACED))
         yield Target(_name({}, set()))
         return
     names: set[str] = set()
@@ -349,8 +354,8 @@ def _parse(dsn: str) -> dict[str, str]:
 
 
 def _misplaced(connection: Mapping[str, str]) -> list[str]:
-    """The keywords that are shown to everybody and hold a whole URI, perhaps with a password."""
-    return [key for key in _PLACES if "://" in connection.get(key, "")]
+    """The keywords that are shown to everybody and hold a whole connection string."""
+    return [key for key in _PLACES if _WHOLE.search(connection.get(key, ""))]
 
 
 def _split(text: str) -> Iterator[str]:
