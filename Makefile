@@ -42,6 +42,9 @@ bench: .venv/dev .venv/demo ## measure beside postgres_exporter (ARGS="--quick -
 bench-harm: .venv/dev .venv/demo ## do harm to all exporters and write docs/harm.md
 	@$(BIN)/python -m tests.harm --peers --page docs/harm.md $(ARGS)
 
+soak: .venv/dev ## run it while everything around breaks, and look for leaks (ARGS="--for 30m")
+	@$(BIN)/python -m bench.soak $(ARGS)
+
 lock: .venv/dev ## write requirements/ anew from pyproject.toml
 	$(INSTALL) uv
 	$(BIN)/uv pip compile pyproject.toml $(LOCK) --output-file requirements/run.txt
