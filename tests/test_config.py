@@ -156,12 +156,12 @@ def test_a_list_of_uris_is_several_targets() -> None:
 
 
 def test_a_list_in_keyword_form_is_several_targets() -> None:
-    name = r"host=db1 password='it\'s',host=db2 password=x\,host=no,user=u host = 'c,host=d'"
+    name = r"host=db1 password='it\'s',host=db2 password=x\,host=no,host=u user = 'c,host=d'"
     targets = settle({"DATA_SOURCE_NAME": name}).targets
     assert [target.parameters() for target in targets] == [
         {"host": "db1", "password": "it's"},
         {"host": "db2", "password": "x,host=no"},
-        {"user": "u", "host": "c,host=d"},
+        {"host": "u", "user": "c,host=d"},
     ]
 
 
