@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import big, fleet, memory, peer, render, rtt, scrape, server
+from bench import big, dead, fleet, memory, peer, render, rtt, scrape, server
 from bench.report import Report, Value, machine
 from bench.run import Run
 from bench.servers import Servers
@@ -20,6 +20,7 @@ MEASUREMENTS: Mapping[str, Callable[[Run], Report]] = {
     "render": render.measure,
     "memory": memory.measure,
     "fleet": fleet.measure,
+    "dead": dead.measure,
     "big": big.measure,
 }
 _RESULTS = Path(__file__).parent / "results"

@@ -25,7 +25,6 @@ _HEADERS = {
     "text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
     "Accept-Encoding": "gzip",
     "User-Agent": "Prometheus/3.5.0",
-    "X-Prometheus-Scrape-Timeout-Seconds": "30",
 }
 _START_SECONDS = 20.0
 
@@ -55,13 +54,15 @@ class Page(NamedTuple):
 class Client:
     """One kept connection to an exporter."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, timeout: float = 30) -> None:
+        """Tell it that Prometheus waits for `timeout` seconds."""
+        self._headers = {**_HEADERS, "X-Prometheus-Scrape-Timeout-Seconds": f"{timeout:g}"}
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
 
     def ask(self, path: str) -> Page:
         """Ask for a page; raises OSError or HTTPException."""
         begun = time.perf_counter()
-        self._connection.request("GET", path, headers=_HEADERS)
+        self._connection.request("GET", path, headers=self._headers)
         answer = self._connection.getresponse()
         wire = answer.read()
         return Page(

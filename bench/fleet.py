@@ -66,7 +66,7 @@ def measure(run: Run) -> Report:
     cycles = 1 if run.quick else 3
     fleets: list[_Fleet] = []
     with ExitStack() as stack:
-        stack.enter_context(_load(server))
+        stack.enter_context(under_load(server))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         fleets.append(stack.enter_context(_ours(server, folder)))
         if run.peer:
@@ -183,7 +183,8 @@ def _theirs(peer: Peer, server: Server, folder: Path) -> Iterator[_Fleet]:
 
 
 @contextlib.contextmanager
-def _load(server: Server) -> Iterator[None]:
+def under_load(server: Server) -> Iterator[None]:
+    """Keep a server as busy as a small application would."""
     command = [sys.executable, "-m", "bench.load", f"--dsn={dsn(server)}"]
     root = Path(__file__).resolve().parents[1]  # where -m finds the bench
     with subprocess.Popen(command, cwd=root) as process:
