@@ -15,8 +15,10 @@ def literal(value: str) -> str:
 def statement(wanted: Wanted) -> str:
     """The statement that asks for a server's facts.
 
-    Its parameters are statement_timeout and whether that holds for this transaction only.
+    Its parameters are statement_timeout, whether that holds for this transaction only, and the
+    process that the connection says it leads to.
     Every name it needs is asked in a way that cannot fail: what does not exist is absent.
+    Its operators are written with their schema too, for it finds out whether search_path holds.
     """
 
     def array(values: Sequence[str]) -> str:
@@ -33,19 +35,20 @@ def statement(wanted: Wanted) -> str:
     'version', pg_catalog.current_setting('server_version_num')::pg_catalog.int4,
     'in_recovery', pg_catalog.pg_is_in_recovery(),
     'user', current_user,
-    'superuser', pg_catalog.current_setting('is_superuser') = 'on',
+    'superuser', pg_catalog.current_setting('is_superuser') operator(pg_catalog.=) 'on',
     'database', pg_catalog.current_database(),
     'guards', {current(list(GUARDS))},
+    'direct', pg_catalog.pg_backend_pid() operator(pg_catalog.=) $3::pg_catalog.int4,
     'extensions', (
       select pg_catalog.json_object_agg(e.extname, pg_catalog.json_build_array(
         e.extversion, pg_catalog.quote_ident(n.nspname)) order by e.extname)
       from pg_catalog.pg_extension as e
-      join pg_catalog.pg_namespace as n on n.oid = e.extnamespace
+      join pg_catalog.pg_namespace as n on n.oid operator(pg_catalog.=) e.extnamespace
       where pg_catalog.has_schema_privilege(n.oid, 'usage')),
     'privileges', (
       select pg_catalog.json_agg(r.rolname order by r.rolname)
       from pg_catalog.pg_roles as r
-      where r.rolname = any({array(wanted.privileges)}::pg_catalog.name[])
+      where r.rolname operator(pg_catalog.=) any({array(wanted.privileges)}::pg_catalog.name[])
         and pg_catalog.pg_has_role(r.oid, 'usage')),
     'functions', (
       select pg_catalog.json_agg(f order by f)
@@ -54,7 +57,7 @@ def statement(wanted: Wanted) -> str:
         -- Who may not use a schema gets an error for a name in it, even from to_regprocedure.
         when exists (
           select from pg_catalog.pg_namespace as n
-          where n.nspname = pg_catalog.split_part(f, '.', 1)
+          where n.nspname operator(pg_catalog.=) pg_catalog.split_part(f, '.', 1)
             and pg_catalog.has_schema_privilege(n.oid, 'usage'))
         then pg_catalog.has_function_privilege(pg_catalog.to_regprocedure(f), 'execute')
       end),

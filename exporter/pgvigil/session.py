@@ -43,6 +43,10 @@ _CANCELS = 4
 """How many cancel requests may be on their way at once, over all targets."""
 _cancelling: set[asyncio.Task[None]] = set()
 
+_NEWER = ((140000, "idle_session_timeout"), (170000, "transaction_timeout"))
+"""What would end our session, and leave a line in the server's log each time, where somebody set it
+for everybody; with the version that has it first. Others bound what we do."""
+
 _OUT_OF_STEP = "the answers do not fit the questions; something between us has mixed them up"
 _TUPLES = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.TUPLES_CHUNK)
 
@@ -92,6 +96,8 @@ class Session:
         self._prepared: dict[str, str] = {}
         self._names = 0
         self._later = {key: GUARDS[key] for key in LATER}
+        if not pooled:
+            self._later |= {key: "0" for since, key in _NEWER if pgconn.server_version >= since}
         if pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
             # The server would check each byte as UTF-8, and names may be anything.
             self._later["client_encoding"] = "SQL_ASCII"
@@ -208,7 +214,7 @@ class Session:
     async def _pipeline(self, asks: Sequence[Ask], answers: Answers, deadline: float) -> None:
         left = max(0.05, deadline - asyncio.get_running_loop().time())
         bound = min(STATEMENT_TIMEOUT, left)
-        parameters = [_milliseconds(bound), str(not self._sure).encode()]
+        parameters = [_milliseconds(bound), str(not self._sure).encode(), b"%d" % self.backend_pid]
 
         def queue(position: int) -> list[_Part]:
             if position < 0:
@@ -314,11 +320,17 @@ class Session:
         if raw[0] != self._facts_raw:
             self._facts_raw = raw[0]
             try:
-                self._facts = facts.told(json.loads(raw[0].decode(errors="replace")))
+                row = json.loads(raw[0].decode(errors="replace"))
+                self._facts, direct = facts.told(row), row["direct"]
             except (ValueError, TypeError, KeyError):
                 raise Unreachable(Down.CONNECTION_LOST, _OUT_OF_STEP) from None
-            # A pooler may take `options` and drop them; then settings travel with each statement.
-            self.pooled = self.pooled or not self._facts.guarded
+            if not self._facts.guarded and direct and not self.pooled:
+                # Somebody's trigger at login has set others; the session is ours all the same.
+                self._later |= GUARDS
+            elif not self._facts.guarded:
+                # A pooler may take `options` and drop them; then settings travel with each
+                # statement. It makes the process's number up, so that it can tell its clients.
+                self.pooled = True
 
     def _forget(self, text: str, failure: QueryFailed | None) -> None:
         if failure and failure.sqlstate in _STALE_PREPARED:

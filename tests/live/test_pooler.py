@@ -98,6 +98,30 @@ def test_a_server_behind_a_pooler_is_scraped_under_the_same_guards(
 
 
 @pytest.mark.parametrize("major", [18])
+def test_no_planted_operator_runs_though_a_pooler_drops_the_guards(cluster: Cluster) -> None:
+    server = cluster.primary
+    server.execute(
+        "create schema trap; grant usage on schema trap to public;"
+        "create function trap.same(oid, oid) returns bool language plpgsql as"
+        " $$ begin raise log 'planted'; return false; end $$;"
+        "create operator trap.= (leftarg = oid, rightarg = oid, function = trap.same);"
+        "alter role pgvigil set search_path = trap, pg_catalog"
+    )
+    begin = server.log_position()
+    try:
+        with (
+            pgbouncer.pooled(server, "session", "ignore_startup_parameters = options") as port,
+            Exporter(
+                environment={"PGVIGIL_DSN": f"host=127.0.0.1 port={port} user=pgvigil"}
+            ) as exporter,
+        ):
+            assert exporter.scrape().value("pg_up") == 1
+        assert "planted" not in server.log(begin)
+    finally:
+        server.execute("alter role pgvigil reset search_path; drop schema trap cascade")
+
+
+@pytest.mark.parametrize("major", [18])
 def test_the_background_works_through_a_pooler_in_the_connected_database_alone(
     cluster: Cluster,
 ) -> None:

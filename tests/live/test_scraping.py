@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -304,6 +305,8 @@ def test_guards_hold_whatever_was_set_for_the_role(fresh_server: Start, tmp_path
         "default_transaction_read_only": "off",
         "extra_float_digits": "-10",
         "datestyle": "'German'",
+        "idle_session_timeout": "'50ms'",
+        "transaction_timeout": "'1h'",
     }.items():
         server.execute(f"alter role pgvigil set {name} = {value}")
     server.execute("create function public.count(int) returns int language sql as 'select 666'")
@@ -316,13 +319,17 @@ def test_guards_hold_whatever_was_set_for_the_role(fresh_server: Start, tmp_path
         "  sql: select name, setting, 1 as one from pg_catalog.pg_settings where name in\n"
         "    ('search_path', 'statement_timeout', 'lock_timeout', 'transaction_read_only', 'jit',\n"
         "     'idle_in_transaction_session_timeout', 'max_parallel_workers_per_gather',\n"
-        "     'application_name', 'client_encoding', 'TimeZone', 'extra_float_digits')\n"
+        "     'application_name', 'client_encoding', 'TimeZone', 'extra_float_digits',\n"
+        "     'idle_session_timeout', 'transaction_timeout')\n"
         "  metrics: {pg_own_guard: {column: one, type: gauge, help: One.}}\n"
     )
     dsn = server.conninfo(**PGVIGIL.login)
     with Exporter("--catalogue", str(path), environment={"PGVIGIL_DSN": dsn}) as exporter:
         exporter.scrape()
+        time.sleep(0.5)
         page = exporter.scrape()
+    # Nobody ended the session while it was idle.
+    assert server.errors_in_log() == []
     settings = {dict(k)["name"]: dict(k)["setting"] for k in page.series("pg_own_guard")}
     assert settings == {
         "search_path": "pg_catalog",
@@ -336,7 +343,57 @@ def test_guards_hold_whatever_was_set_for_the_role(fresh_server: Start, tmp_path
         "client_encoding": "UTF8",
         "TimeZone": "UTC",
         "extra_float_digits": "1",
+        "idle_session_timeout": "0",
+        "transaction_timeout": "0",
     }
+
+
+TRAP = """
+create schema trap;
+grant usage on schema trap to public;
+create function trap.same(oid, oid) returns bool language plpgsql as
+  $$ begin raise log 'planted'; return false; end $$;
+create function trap.same(name, text) returns bool language plpgsql as
+  $$ begin raise log 'planted'; return false; end $$;
+create function trap.same(text, text) returns bool language plpgsql as
+  $$ begin raise log 'planted'; return false; end $$;
+create operator trap.= (leftarg = oid, rightarg = oid, function = trap.same);
+create operator trap.= (leftarg = name, rightarg = text, function = trap.same);
+create operator trap.= (leftarg = text, rightarg = text, function = trap.same);
+"""
+"""Operators that would be taken for the system's own by who lets them lead the search_path."""
+
+AT_LOGIN = """
+create function public.undo() returns event_trigger language plpgsql as $$ begin
+  if session_user = 'pgvigil' then
+    perform pg_catalog.set_config('search_path', 'trap, pg_catalog', false);
+    perform pg_catalog.set_config('default_transaction_read_only', 'off', false);
+  end if;
+end $$;
+create event trigger undo on login execute function public.undo();
+"""
+
+
+@pytest.mark.parametrize("major", [17, 18])
+def test_a_trigger_at_login_undoes_no_guard_and_hides_no_database(
+    fresh_server: Start, major: int
+) -> None:
+    server = fresh_server(major=major)
+    server.execute("create database other")
+    for database in ("postgres", "other"):
+        server.execute(TRAP, database=database)
+        server.execute(AT_LOGIN, database=database)
+    dsn = server.conninfo(**PGVIGIL.login)
+    with Exporter(environment={"PGVIGIL_DSN": dsn}) as exporter:
+        end = time.monotonic() + 30
+        page = exporter.scrape()
+        # Behind a pooler it would be left out: there others get our settings.
+        while not page.series("pg_schema_objects", datname="other"):
+            assert time.monotonic() < end, exporter.log
+            time.sleep(0.2)
+            page = exporter.scrape()
+    assert page.failed() == set()
+    assert "planted" not in server.log()
 
 
 def test_several_targets_have_a_page_each(cluster: Cluster, tmp_path: Path) -> None:
