@@ -79,7 +79,7 @@ def populate(server: Server) -> list[str]:
     run(server, "postgres", b'create database "closed" template template0 allow_connections false')
     # Its name is UTF-8 for nobody, and every database lists it.
     ascii_database = next(of for of in made if of.encoding == "SQL_ASCII")
-    for statement in (b'create database "caf\xe9"', b'create role "caf\xe9"'):
+    for statement in (b'create database "caf\xe9" template template0', b'create role "caf\xe9"'):
         run(server, ascii_database.name, statement)
     return [database.name for database in made]
 

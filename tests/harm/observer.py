@@ -7,6 +7,7 @@ from threading import Event, Thread
 from typing import NamedTuple, Self
 
 import psycopg
+from psycopg.adapt import Buffer, Loader
 from psycopg.conninfo import make_conninfo
 
 from lab.postgres import Server
@@ -38,6 +39,14 @@ class Look(NamedTuple):
     sessions: Sequence[Session]
 
 
+class _Lenient(Loader):
+    """Takes names and texts that are no UTF-8, as databases in other encodings have them."""
+
+    def load(self, data: Buffer) -> str:
+        """The text, with a mark for each odd byte."""
+        return bytes(data).decode(errors="replace")
+
+
 class Observer:
     """Watches the sessions of a role, as a superuser, while it is entered.
 
@@ -63,8 +72,11 @@ class Observer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        looked = self._thread.is_alive()
         self._over.set()
         self._thread.join(10)
+        if not looked:
+            raise RuntimeError("the observer fell, and nobody has looked since")
 
     def _watch(self) -> None:
         while not self._over.is_set():
@@ -72,6 +84,8 @@ class Observer:
                 contextlib.suppress(psycopg.Error),
                 psycopg.connect(self._conninfo, autocommit=True) as connection,
             ):
+                for kind in ("name", "text"):
+                    connection.adapters.register_loader(kind, _Lenient)
                 while not self._over.wait(INTERVAL):
                     begun = time.monotonic()
                     rows = connection.execute(_SESSIONS, [self._role]).fetchall()
