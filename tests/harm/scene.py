@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Timer
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lab.exporter import Page
 from lab.line import Line
@@ -26,22 +26,35 @@ with the server's own life."""
 ROLE = "harm"
 """The login of every exporter here: pg_monitor, and no password on loopback."""
 
+ROOM = 20_000
+"""Series that a page may have; nobody's small server needs as many."""
+
+GROWTH = 200 * 1024 * 1024
+"""Bytes by which the process may grow over the most it had before the fault."""
+
 Series = tuple[str, frozenset[tuple[str, str]]]
 State = Literal["up", "down", "either"]
+Thing = TypeVar("Thing")
 Rule = Literal[
-    "answers", "truth", "series", "connections", "leaves", "recovers", "log", "lives"
+    "answers", "truth", "series", "bounds", "connections", "leaves", "recovers", "log", "lives"
 ]  # in the order in which a table shows them
 
 RULES: Mapping[Rule, str] = {
     "answers": "each scrape is answered 200, whole and in time, and parses",
     "truth": "what the page says of the fault is right, or it says nothing",
     "series": f"{KEPT:.0%} of the series that the fault does not concern are there while it lasts",
+    "bounds": f"no page has over {ROOM:,} series, nor grows the process by over "
+    f"{GROWTH // 1024**2} MB",
     "connections": f"at most {BUDGET} sessions at any look, ten a second",
     "leaves": "no statement runs on 2 s after the answer, none is ever idle in transaction",
     "recovers": "the first scrape after the fault is as those before it",
     "log": "no line of severity ERROR in the server's log but for what the fault is made of",
     "lives": "the process goes on",
 }
+
+
+class UnplayableError(RuntimeError):
+    """This machine lacks what a scenario needs."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ class Scenario:
     expects: State = "up"
     """What the page must say of the server while it lasts."""
     before: Callable[["Scene"], None] | None = None
-    """Prepares the server before the exporter starts."""
+    """Prepares the server before the exporter starts; raises UnplayableError where it cannot."""
     truth: Callable[["Scene"], Iterable[str]] | None = None
     """Complaints about what the pages said, after all is over."""
     concerned: Callable[[Series], bool] | None = None
@@ -97,6 +110,9 @@ class Scene:
         self.after: list[Answer] = []
         self.steady: frozenset[Series] = frozenset()
         """The series that stand on every page before the fault."""
+        self._memory = 0
+        self.grown = 0
+        """Bytes by which the process has grown over the most it had before the fault."""
         self._major = major
         self._stack = ExitStack()
 
@@ -118,6 +134,8 @@ class Scene:
         self.primary = Server(self._major, settings=settings, hba=hba)
         self._stack.callback(self.primary.destroy)
         if scenario.standby:
+            # A standby goes by the settings with which its primary last ran.
+            self.primary.start()
             self.server = self.primary.standby()
         else:
             self.server = self.primary
@@ -132,10 +150,14 @@ class Scene:
         self.reached = port
         """The port by which the exporter reaches the server."""
         conninfo = f"host=127.0.0.1 port={port} user={self.role} dbname=postgres sslmode=disable"
+        self._conninfo = conninfo
         self._log_begins = self.server.log_position()
         self.observer = self._stack.enter_context(Observer(self.server, self.role))
+        self._start()
+
+    def _start(self) -> None:
         self.exporter = self._stack.enter_context(
-            Running(self.subject, conninfo, self.timeout, scenario.sql)
+            Running(self.subject, self._conninfo, self.timeout, self.scenario.sql)
         )
 
     def _populate(self) -> None:
@@ -160,6 +182,7 @@ class Scene:
     def play(self) -> "Verdict":
         """Let it happen and judge."""
         self._settle()
+        self._memory = self.exporter.peak_memory()
         with self.scenario.fault(self):
             if self.scenario.watch:
                 self.scenario.watch(self)
@@ -169,6 +192,7 @@ class Scene:
             # Long enough to see what runs on though its answer went out.
             time.sleep(2.3)
             self._watched_until = time.monotonic()
+            self.grown = max(self.grown, self.exporter.peak_memory() - self._memory)
         self.after = [self.exporter.scrape()]
         time.sleep(0.2)
         return Verdict.of(self)
@@ -182,6 +206,37 @@ class Scene:
         while self._pending:
             self._pending.pop().join()
         return answer
+
+    def start_anew(self, *, wait: bool = True) -> None:
+        """End the exporter and start it on the server as it is now; return when it knows it.
+
+        Without `wait`, return when it listens.
+        """
+        self.exporter.stop()
+        self.server.wait_until(
+            f"select not exists (select from pg_stat_activity where usename = '{self.role}')"
+        )
+        self._start()
+        if wait:
+            self.wait_until_known()
+
+    def wait_until_known(self) -> None:
+        """Scrape until what a page had before the fault is there, for a while."""
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            answer = self.exporter.scrape()
+            if answer.page and answer.up == 1 and self.share(answer.page) >= KEPT:
+                return
+            time.sleep(0.4)
+
+    def log_of_role(self) -> list[str]:
+        """The lines that the exporter's sessions left in the server's log, of any severity."""
+        lines = self.server.log(self._log_begins).splitlines()
+        return [line for line in lines if re.search(rf" {self.role}@", line)]
+
+    def keep(self, context: AbstractContextManager[Thing]) -> Thing:
+        """Enter what is left only when all is over, before the server is removed."""
+        return self._stack.enter_context(context)
 
     def amid_next_scrape(self, delay: float, act: Callable[[], object]) -> None:
         """Do something `delay` seconds after the next scrape has begun."""
@@ -257,6 +312,8 @@ class Verdict:
     """Statements that ran on after the answer."""
     errors: int
     """Lines in the server's log."""
+    grown: int
+    """Bytes by which the process has grown."""
 
     @classmethod
     def of(cls, scene: Scene) -> "Verdict":
@@ -273,6 +330,7 @@ class Verdict:
             scene.observer.most(),
             len({session.pid for session in scene.left_running()}),
             len(scene.errors()),
+            scene.grown,
         )
 
 
@@ -294,18 +352,35 @@ def _seen(scene: Scene) -> Iterator[tuple[Rule, str]]:
         elif scene.share(worst) < KEPT:
             missing = ", ".join(scene.missing(worst))
             yield "series", f"{scene.share(worst):.0%}; missing: {missing}"
+    for excess in _excess(scene):
+        yield "bounds", excess
     if (most := scene.observer.most()) > BUDGET:
         yield "connections", str(most)
-    for session in scene.left_running():
-        yield "leaves", f"runs on: {session.query[:60]!r}"
-    if idle := scene.observer.idle_in_transaction():
-        yield "leaves", f"idle in transaction at {idle} looks"
+    for trace in _left(scene):
+        yield "leaves", trace
     if trouble := _ill(scene):
         yield "recovers", trouble
     if errors := scene.errors():
         yield "log", f"{len(errors)} lines: {errors[0][:200]}"
     if not scene.exporter.alive:
         yield "lives", f"it ended with {scene.exporter.process.returncode}"
+
+
+def _left(scene: Scene) -> Iterator[str]:
+    """What an exporter left behind in the server."""
+    for session in scene.left_running():
+        yield f"runs on: {session.query[:60]!r}"
+    if idle := scene.observer.idle_in_transaction():
+        yield f"idle in transaction at {idle} looks"
+
+
+def _excess(scene: Scene) -> Iterator[str]:
+    """What is more than it may be."""
+    series = max((len(page.samples) for page in _pages_up(scene)), default=0)
+    if series > ROOM:
+        yield f"{series:,} series"
+    if scene.grown > GROWTH:
+        yield f"the process has grown by {scene.grown // 1024**2} MB"
 
 
 def _nothing(_: Scene) -> Iterable[str]:
@@ -340,6 +415,11 @@ def _name(series: Series) -> str:
 def of_database(*names: str) -> Callable[[Series], bool]:
     """Whether a series is of one of some databases, under any label."""
     return partial(_has_value, frozenset(names))
+
+
+def of_sessions(series: Series) -> bool:
+    """Whether a series is of what sessions do, by their states, waits or snapshots."""
+    return re.search("activity|wait_event|xmin", series[0]) is not None
 
 
 def _has_value(values: frozenset[str], series: Series) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import re
 import shlex
 import signal
 import socket
@@ -203,6 +204,15 @@ class Running:
         far = f":{port:04X}"
         rows = (line.split() for line in text.splitlines()[1:])
         return sum(row[2].endswith(far) and f"socket:[{row[9]}]" in names for row in rows)
+
+    def peak_memory(self) -> int:
+        """The most bytes of memory that its process ever had in use; 0 when it has ended."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return 0
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
 
     def stop(self) -> None:
         """End it, kindly first."""
