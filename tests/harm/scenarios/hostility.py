@@ -242,6 +242,7 @@ def _set_for_role(scene: Scene) -> Iterator[None]:
             scene.server.execute(f"alter role {scene.role} set {name} = '{value}'")
     yield
     scene.server.execute(f"alter role {scene.role} reset all")
+    scene.start_anew()  # a session keeps what it began with
 
 
 @contextmanager

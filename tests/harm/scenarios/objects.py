@@ -131,7 +131,6 @@ SCENARIOS = (
         concerned=_is_of_million,
         sql=_MILLION,
         scrapes=3,
-        provoked="statement timeout|canceling statement",
     ),
     Scenario(
         "statements of 10 MB run",
