@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,7 @@ from lab import containers
 SOURCES = ("docker", "npm", "installed", "wheel")
 """Where programs may come from, in the order they are asked for."""
 
+_NOTHING: Mapping[str, str] = {}
 _ROOT = Path(__file__).resolve().parents[1]
 _CACHE = _ROOT / ".cache" / "postgres"
 _NPM = _ROOT / "lab" / "npm"
@@ -67,8 +68,17 @@ class Binaries(Protocol):
     def run(self, command: Sequence[str], directory: Path) -> str:
         """Return what a program said; raise RuntimeError with it when the program failed."""
 
-    def spawn(self, command: Sequence[str], directory: Path, log: Path) -> Process:
-        """Start a program in a directory, what it says going to the end of the log file."""
+    def spawn(
+        self,
+        command: Sequence[str],
+        directory: Path,
+        log: Path,
+        environment: Mapping[str, str] = _NOTHING,
+    ) -> Process:
+        """Start a program in a directory, what it says going to the end of the log file.
+
+        `environment` is what it finds there besides the path and the locale.
+        """
 
 
 def find(major: int, sources: Sequence[str] | None = None) -> Binaries:
@@ -132,15 +142,25 @@ class LocalBinaries:
             raise RuntimeError(f"{command[0]} ended with {process.returncode}: {output.decode()}")
         return output.decode()
 
-    def spawn(self, command: Sequence[str], directory: Path, log: Path) -> Process:
+    def spawn(
+        self,
+        command: Sequence[str],
+        directory: Path,
+        log: Path,
+        environment: Mapping[str, str] = _NOTHING,
+    ) -> Process:
         """Start a program in a directory, what it says going to the end of the log file."""
         with log.open("ab") as output:
-            return _LocalProcess(self._popen(command, directory, output.fileno()))
+            return _LocalProcess(self._popen(command, directory, output.fileno(), environment))
 
     def _popen(
-        self, command: Sequence[str], directory: Path, output: int
+        self,
+        command: Sequence[str],
+        directory: Path,
+        output: int,
+        environment: Mapping[str, str] = _NOTHING,
     ) -> subprocess.Popen[bytes]:
-        return _start([self.directory / command[0], *command[1:]], directory, output)
+        return _start([self.directory / command[0], *command[1:]], directory, output, environment)
 
 
 class _LocalProcess:
@@ -155,7 +175,12 @@ class _LocalProcess:
         self._process.wait()
 
 
-def _start(command: Sequence[str | Path], directory: Path, output: int) -> subprocess.Popen[bytes]:
+def _start(
+    command: Sequence[str | Path],
+    directory: Path,
+    output: int,
+    environment: Mapping[str, str] = _NOTHING,
+) -> subprocess.Popen[bytes]:
     """Start a program as the servers' account, out of reach of the terminal's Ctrl-C."""
     user, group = account() if os.getuid() == 0 else (None, None)
     return subprocess.Popen(
@@ -165,7 +190,7 @@ def _start(command: Sequence[str | Path], directory: Path, output: int) -> subpr
         stdout=output,
         stderr=subprocess.STDOUT,
         # Nothing of ours, PGDATA and PGPORT least of all, may reach the server.
-        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **environment},
         start_new_session=True,
         user=user,
         group=group,

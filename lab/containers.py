@@ -6,13 +6,15 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import join, quote
 from typing import Any
 
 from lab import processes
+
+_NOTHING: Mapping[str, str] = {}
 
 # An engine that is there answers at once; one that is not must not be waited for.
 _ENGINE_TIMEOUT_SECONDS = 0.5
@@ -52,9 +54,16 @@ class ImageBinaries:
             raise RuntimeError(f"{command[0]} ended with {status}: {output}")
         return output
 
-    def spawn(self, command: Sequence[str], directory: Path, log: Path) -> "ContainerProcess":
+    def spawn(
+        self,
+        command: Sequence[str],
+        directory: Path,
+        log: Path,
+        environment: Mapping[str, str] = _NOTHING,
+    ) -> "ContainerProcess":
         """Start a program in a directory, what it says going to the end of the log file."""
-        script = f"exec {join(command)} >>{quote(str(log))} 2>&1"
+        words = [f"{name}={value}" for name, value in environment.items()]
+        script = f"exec env {join([*words, *command])} >>{quote(str(log))} 2>&1"
         return ContainerProcess(self._start(script, directory))
 
     def _start(self, script: str, directory: Path) -> Any:

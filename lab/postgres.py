@@ -98,6 +98,8 @@ class Server:
         self.data = self.directory / "data"
         self.log_path = self.directory / "log"
         self.standbys: list[Server] = []
+        self.environment: dict[str, str] = {}
+        """What its processes find in their environment from the next start on."""
         self._settings: dict[str, Setting] = {}
         self._hba: Sequence[str] = DEFAULT_HBA
         self._process: Process | None = None
@@ -148,7 +150,7 @@ class Server:
             raise ServerError(f"PostgreSQL {self.major} runs already")
         self._discard_process()
         self._process = self.binaries.spawn(
-            ["postgres", "-D", str(self.data)], self.directory, self.log_path
+            ["postgres", "-D", str(self.data)], self.directory, self.log_path, self.environment
         )
         with self._waiting("start") as still_waiting:
             while (state := self._state()) not in ("ready", "standby"):
@@ -196,6 +198,22 @@ class Server:
         """Make a standby a primary and return when it is one."""
         if self.execute("select pg_promote(true, %s)", [int(_TIMEOUT_SECONDS)]) != [(True,)]:
             raise self._failure("was not promoted")
+
+    def follow(self, primary: "Server") -> None:
+        """Start as a standby of another server, this one's standby until it was promoted.
+
+        It must have been stopped before the other was promoted. Returns when it streams.
+        """
+        source = make_conninfo(
+            host="127.0.0.1", port=primary.port, user="postgres", application_name="follower"
+        )
+        self.set({"primary_conninfo": source, "primary_slot_name": None})
+        self._write("standby.signal", "")
+        self.start()
+        primary.wait_until(
+            "select exists (select from pg_stat_replication"
+            " where state = 'streaming' and application_name = 'follower')"
+        )
 
     def standby(
         self,
