@@ -33,7 +33,7 @@ _RESULTS = Path(__file__).parent / "results"
 _FIRST_QUIET, _LAST_QUIET = 30.0, 60.0
 """Seconds before the first fault and after the last one."""
 _SHORTEST = 120.0
-_PASSWORD = "soak"
+PASSWORD = "soak"
 
 
 class _Stage:
@@ -55,7 +55,7 @@ class _Stage:
             "hole": (None, hole),
         }
         for server in (self.primary, self.old):
-            self._prepare(server)
+            prepare(server, [f"watch_{name}" for name in self.ways])
 
     def roles(self, server: Server) -> dict[str, str]:
         """The targets on a server by the role they use: the standby has the primary's roles."""
@@ -64,21 +64,23 @@ class _Stage:
     def configuration(self) -> str:
         """What the exporter is told."""
         targets = {
-            name: {"dsn": f"postgresql://watch_{name}:{_PASSWORD}@127.0.0.1:{port}/postgres"}
+            name: {"dsn": f"postgresql://watch_{name}:{PASSWORD}@127.0.0.1:{port}/postgres"}
             for name, (_, port) in self.ways.items()
         }
         return yaml.safe_dump({"targets": targets})
 
-    def _prepare(self, server: Server) -> None:
-        server.execute(f"create database {DATABASE}")
-        server.execute("create table public.orders (id int)")
-        server.execute("create extension if not exists pg_stat_statements")
-        server.execute(f"create role crowd login password '{_PASSWORD}'")
-        for name in self.ways:
-            server.execute(
-                f"create role watch_{name} login password '{_PASSWORD}' connection limit 5"
-                " in role pg_monitor"
-            )
+
+def prepare(server: Server, roles: Iterable[str]) -> None:
+    """Make what the faults need and the roles that the exporter uses."""
+    server.execute(f"create database {DATABASE}")
+    server.execute("create table public.orders (id int)")
+    server.execute("grant select on public.orders to public")
+    server.execute("create extension if not exists pg_stat_statements")
+    server.execute(f"create role crowd login password '{PASSWORD}'")
+    for role in roles:
+        server.execute(
+            f"create role {role} login password '{PASSWORD}' connection limit 5 in role pg_monitor"
+        )
 
 
 def main() -> int:

@@ -1,16 +1,23 @@
 """The soak finds what is planted in its samples, and nothing in a clean course."""
 
+import contextlib
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from bench.soak import PASSWORD, prepare
 from bench.soaking import curves
 from bench.soaking.clients import Clients
 from bench.soaking.course import Course, Fault, Sample, Scrape, Sessions, judge
-from bench.soaking.watch import Log
+from bench.soaking.faults import Faults, LineFaults, ServerFaults
+from bench.soaking.watch import Log, Witness
+from lab.line import Line
+from lab.postgres import Server
 
 END = 300
 
@@ -188,3 +195,82 @@ def test_a_client_whose_exporter_is_gone_books_no_answer() -> None:
     clients.stop()
     assert found[0].status == 0
     assert found[0].reason == "ConnectionRefusedError"
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[Server]:
+    """A server as the soak prepares it, with room for few."""
+    with Server(18, settings={"max_connections": 15}) as server:
+        prepare(server, ["watch"])
+        yield server
+
+
+@pytest.mark.parametrize("kind", list(ServerFaults.on_primary(ServerFaults.__new__(ServerFaults))))
+def test_each_fault_of_a_server_is_mended(kind: str, watched: Server) -> None:
+    course = Course(frozenset())
+    with ServerFaults(watched, ["watch"], random.Random(1), course).on_primary()[kind]():
+        pass
+    way = watched.conninfo(user="watch", password=PASSWORD)
+    with psycopg.connect(way) as one, psycopg.connect(way):
+        look = "select rolconnlimit from pg_roles where rolname = 'watch'"
+        assert one.execute(look).fetchone() == (5,)
+        assert one.execute("select count(*) from public.orders").fetchone() == (0,)
+        assert one.execute("select count(*) from pg_extension").fetchone() == (2,)
+        databases = one.execute("select datname from pg_database where datname ~ 'soak'")
+        assert databases.fetchall() == []
+    assert course.refused_drops == []
+
+
+def test_a_session_in_the_way_of_a_drop_is_booked(watched: Server) -> None:
+    course = Course(frozenset())
+    faults = ServerFaults(watched, ["watch"], random.Random(1), course)
+    with contextlib.ExitStack() as stack:
+        with faults.tables():
+            [(name,)] = watched.execute("select datname from pg_database where datname ~ 'soak'")
+            way = watched.conninfo(user="watch", password=PASSWORD, dbname=name)
+            stack.enter_context(contextlib.closing(psycopg.connect(way)))
+        assert len(course.refused_drops) == 1
+    assert watched.execute("select from pg_database where datname ~ 'soak'") == []
+
+
+def test_a_fault_that_cannot_be_done_is_booked_and_the_server_mended(watched: Server) -> None:
+    course = Course(frozenset())
+    own = ServerFaults(watched, ["watch"], random.Random(1), course)
+    watched.stop()
+    faults = Faults(course, time.monotonic, random.Random(1), pause=0.01)
+    faults.add("server", {"reset": own.reset})
+    faults.mend(own.mend)
+    faults.start(0, time.monotonic() + 30)
+    end = time.monotonic() + 30
+    while not (course.faults and course.faults[0].problem) and time.monotonic() < end:
+        time.sleep(0.01)
+    faults.stop()
+    assert course.faults[0].problem
+    assert watched.running
+
+
+@pytest.mark.parametrize("kind", list(LineFaults.all(LineFaults.__new__(LineFaults))))
+def test_each_fault_of_a_line_is_mended(kind: str, watched: Server) -> None:
+    with Line("127.0.0.1", watched.port) as line:
+        with LineFaults(line, random.Random(1)).all()[kind]():
+            pass
+        with psycopg.connect(watched.conninfo(port=line.port)) as connection:
+            assert connection.execute("select 1").fetchone() == (1,)
+
+
+def test_the_witness_counts_sessions_and_those_idle_in_a_transaction(watched: Server) -> None:
+    witness = Witness(watched, {"watch": "target", "crowd": "other"})
+    way = watched.conninfo(user="watch", password=PASSWORD)
+    try:
+        with psycopg.connect(way) as idle, psycopg.connect(way, autocommit=True) as other:
+            idle.execute("select 1")
+            other.execute("select 1")
+            end = time.monotonic() + 30
+            seen: dict[str, Sessions] = {}
+            while seen.get("target", Sessions(0, 0, 0))[:2] != (2, 1) and time.monotonic() < end:
+                time.sleep(0.05)
+                seen = witness.seen()
+        assert seen["target"][:2] == (2, 1)
+        assert seen["other"] == Sessions(0, 0, 0.0)
+    finally:
+        witness.stop()
