@@ -16,6 +16,16 @@ ALTER ROLE {role} SET search_path = pg_catalog;
 ALTER ROLE {role} SET statement_timeout = '5s';
 ALTER ROLE {role} SET lock_timeout = '250ms';
 ALTER ROLE {role} SET idle_in_transaction_session_timeout = '5s';
+-- From 17 on a database may have triggers for those who log in: one that writes down who comes
+-- would fail in a read-only session, and nobody could watch. Only a superuser can turn them off.
+DO $triggers$
+BEGIN
+  IF pg_catalog.current_setting('server_version_num')::integer >= 170000 THEN
+    ALTER ROLE {role} SET event_triggers = off;
+  END IF;
+EXCEPTION WHEN insufficient_privilege THEN
+  RAISE NOTICE 'triggers at login will run for the role';
+END $triggers$;
 -- Only where PUBLIC may not connect to the database (then for each that is to be watched):
 -- GRANT CONNECT ON DATABASE postgres TO {role};
 """

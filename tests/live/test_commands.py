@@ -51,6 +51,27 @@ def test_the_printed_grants_make_a_role_that_is_enough_on_every_version(cluster:
         server.execute('drop role "fresh Role"')
 
 
+@pytest.mark.parametrize("major", [17, 18])
+def test_a_trigger_that_writes_down_who_logs_in_keeps_the_printed_role_from_nothing(
+    fresh_server: Start, major: int
+) -> None:
+    server = fresh_server(major)
+    server.execute(
+        "create table visits (role name); grant insert on visits to public;"
+        "create function note() returns event_trigger language plpgsql as"
+        " $$ begin insert into public.visits values (session_user); end $$;"
+        "create event trigger note on login execute function note()"
+    )
+    server.execute(pgvigil("grants", "--role", "watcher").stdout)
+    server.execute("alter role watcher password 'secret'")
+    with Exporter(
+        environment={"PGVIGIL_DSN": server.conninfo(user="watcher", password="secret")}
+    ) as exporter:
+        page = exporter.scrape()
+    assert (page.reason, page.value("pg_up")) == (None, 1)
+    assert server.errors_in_log() == []
+
+
 @pytest.mark.parametrize("major", [13, 18])
 def test_explain_shows_what_runs_on_a_server_and_what_does_not_and_why(cluster: Cluster) -> None:
     begin = cluster.standby.log_position()
