@@ -305,7 +305,7 @@ def test_guards_hold_whatever_was_set_for_the_role(fresh_server: Start, tmp_path
         "default_transaction_read_only": "off",
         "extra_float_digits": "-10",
         "datestyle": "'German'",
-        "idle_session_timeout": "'50ms'",
+        "idle_session_timeout": "'500ms'",
         "transaction_timeout": "'1h'",
     }.items():
         server.execute(f"alter role pgvigil set {name} = {value}")
@@ -326,7 +326,7 @@ def test_guards_hold_whatever_was_set_for_the_role(fresh_server: Start, tmp_path
     dsn = server.conninfo(**PGVIGIL.login)
     with Exporter("--catalogue", str(path), environment={"PGVIGIL_DSN": dsn}) as exporter:
         exporter.scrape()
-        time.sleep(0.5)
+        time.sleep(1.2)
         page = exporter.scrape()
     # Nobody ended the session while it was idle.
     assert server.errors_in_log() == []

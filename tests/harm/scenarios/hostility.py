@@ -213,7 +213,7 @@ _SETTINGS = {
     "statement_timeout": (13, "1ms"),
     "lock_timeout": (13, "1ms"),
     "idle_in_transaction_session_timeout": (13, "1ms"),
-    "idle_session_timeout": (14, "100ms"),
+    "idle_session_timeout": (14, "500ms"),
     "transaction_timeout": (17, "500ms"),
     "work_mem": (13, "64kB"),
     "enable_hashjoin": (13, "off"),
