@@ -1,12 +1,14 @@
 """Connect to a server under guards, or say by PostgreSQL's own condition why that fails."""
 
 import asyncio
+import contextlib
 import ctypes
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
+from threading import Thread
 
 from psycopg import pq
 
@@ -54,6 +56,11 @@ _TRANSPORT = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
+_LOOK_UPS = 256
+"""Names that are looked up at once at most, each in a thread."""
+_looking: dict[
+    tuple[asyncio.AbstractEventLoop, str], asyncio.Future[Sequence[str] | Exception]
+] = {}
 _DEFAULT, _VERBOSE = 1, 2
 """PQERRORS_DEFAULT and PQERRORS_VERBOSE of libpq-fe.h."""
 
@@ -137,13 +144,10 @@ async def _attempts(parameters: Mapping[str, str]) -> list[dict[str, str]]:
             attempts.append(here)
             continue
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(
-                host, None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
-            )
-        except (socket.gaierror, UnicodeError):
+            addresses = await _look_up(host)
+        except (OSError, UnicodeError):
             unknown.append(host)
             continue
-        addresses = dict.fromkeys(str(address[4][0]) for address in found)
         attempts += ({**here, "hostaddr": address} for address in addresses)
     if not attempts:
         raise Unreachable(Down.HOST_UNKNOWN, f"no address is known for {', '.join(unknown)}")
@@ -152,6 +156,58 @@ async def _attempts(parameters: Mapping[str, str]) -> list[dict[str, str]]:
         anybody = [{**attempt, "target_session_attrs": "any"} for attempt in attempts]
         return [*standbys, *anybody]
     return attempts
+
+
+async def _look_up(host: str) -> Sequence[str]:
+    """The addresses of a host; raises OSError or UnicodeError where there are none.
+
+    Who asks for a name that is being looked up waits for the same answer. asyncio's own way has
+    room for six at once, so that a resolver that hangs for some names would hold up all others,
+    and waits for them when the program ends.
+    """
+    with contextlib.suppress(OSError, UnicodeError):
+        return _addresses(host, socket.AI_NUMERICHOST)
+    loop = asyncio.get_running_loop()
+    while (loop, host) not in _looking:
+        ours = {known for (of, _), known in _looking.items() if of is loop}
+        if len(ours) < _LOOK_UPS:
+            break
+        await asyncio.wait(ours, return_when=asyncio.FIRST_COMPLETED)
+    if (loop, host) not in _looking:
+        _looking[loop, host] = loop.create_future()
+        Thread(
+            target=_look_up_apart, args=(loop, host), name=f"look up {host}", daemon=True
+        ).start()
+    known = _looking[loop, host]
+    await asyncio.wait({known})  # which leaves it to others when this one is cancelled
+    found = known.result()
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _look_up_apart(loop: asyncio.AbstractEventLoop, host: str) -> None:
+    """Look up a name in a thread of its own, for as long as it takes."""
+    found: Sequence[str] | Exception
+    try:
+        found = _addresses(host)
+    except (OSError, UnicodeError) as error:
+        found = error
+
+    def tell() -> None:
+        _looking.pop((loop, host)).set_result(found)
+
+    try:
+        loop.call_soon_threadsafe(tell)
+    except RuntimeError:  # the loop has ended, and nobody waits
+        _looking.pop((loop, host), None)
+
+
+def _addresses(host: str, flags: int = 0) -> Sequence[str]:
+    found = socket.getaddrinfo(
+        host, None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=flags
+    )
+    return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
 async def _start(text: bytes) -> pq.abc.PGconn:
