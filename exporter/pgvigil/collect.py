@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -16,6 +16,9 @@ from pgvigil.lane import LIFETIME, Layout, Ledger, MakeLayout, Reception, Sheet
 from pgvigil.plan import Facts, Loss, Plan, Statement, disabled, make_plan, wanted
 from pgvigil.session import Session
 from pgvigil.slow import Result, SlowLane
+
+_AGAIN = 3
+"""How often a scrape asks again what a standby has ended for what it replays."""
 
 _log = structlog.get_logger()
 
@@ -159,14 +162,16 @@ class Collector:
 
     async def _ask_all(self, scrape: Scrape, deadline: float) -> None:
         """The whole plan in one round trip; another when the facts turn out to have changed."""
-        reused = self._session is not None and self._session.still_there()
-        try:
-            await self._ask_here(scrape, deadline)
-        except Unreachable:
-            # A connection that died while it was idle says nothing about the server.
-            if not reused:
-                raise
-            await self._ask_here(scrape, deadline)
+        for tries in range(1 + _AGAIN):
+            reused = self._session is not None and self._session.still_there()
+            try:
+                await self._ask_here(scrape, deadline)
+                break
+            except Unreachable as error:
+                # A connection that died while it was idle says nothing about the server, nor does
+                # one that stood in the way of what a standby replays.
+                if tries == _AGAIN or not (reused or error.passing):
+                    raise
 
     async def _ask_here(self, scrape: Scrape, deadline: float) -> None:
         session = await self._connected(deadline)
@@ -184,8 +189,23 @@ class Collector:
             scrape.answered()  # also where no query is fresh
             if facts == self.facts:  # on a new connection another object tells the same
                 self.facts_at = time.time()
+                await self._ask_again(session, scrape, reception, deadline)
                 return
             self._learn(facts)
+
+    async def _ask_again(
+        self, session: Session, scrape: Scrape, reception: Reception, deadline: float
+    ) -> None:
+        """Ask what a standby has cancelled, which costs others nothing: they have been answered."""
+        if not reception.cancelled:
+            return
+        tries = 0
+        while reception.cancelled and tries < _AGAIN:
+            tries += 1
+            reception = self._reception(scrape, reception.cancelled)
+            await session.ask(reception.asks, reception.answers, deadline)
+        order = [statement.query.name for statement, _ in self._fresh]
+        scrape.sheets = {name: scrape.sheets[name] for name in order if name in scrape.sheets}
 
     async def _connected(self, deadline: float) -> Session:
         if self._session is None or self._session.closed:
@@ -209,12 +229,13 @@ class Collector:
         self._fresh = [(statement, self._make_layout(statement, {})) for statement in fresh]
         self.ledger.wake()
 
-    def _reception(self, scrape: Scrape) -> Reception:
+    def _reception(self, scrape: Scrape, only: Collection[str] | None = None) -> Reception:
         resting = self.ledger.resting()
         work = [
             (statement, layout.sheet())
             for statement, layout in self._fresh
             if (statement.query.name, "") not in resting
+            and (only is None or statement.query.name in only)
         ]
 
         def done(statement: Statement, sheet: Sheet) -> None:

@@ -76,13 +76,20 @@ DOWN_BY_SQLSTATE = {
 }
 
 
+CONFLICT = "40001"
+"""The SQLSTATE with which a standby ends what replay would have to wait for."""
+
+
 class Unreachable(PgvigilError):
     """A server could not be asked: it is down for this scrape, and tried anew at the next."""
 
-    def __init__(self, reason: Down, detail: str) -> None:
+    def __init__(self, reason: Down, detail: str, *, passing: bool = False) -> None:
         self.reason = reason
         self.detail = detail
         """One line for a person; free of secrets."""
+        self.passing = passing
+        """Whether a new connection may do at once: a standby has ended this one for what it
+        replays."""
         super().__init__(f"{reason}: {detail}")
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import structlog
 
 from pgvigil.catalogue import Query
-from pgvigil.errors import QueryFailed
+from pgvigil.errors import CONFLICT, QueryFailed
 from pgvigil.plan import Statement
 from pgvigil.session import Answers, Ask, Rows
 
@@ -158,6 +158,8 @@ class Reception:
         self._work = work
         self._done = done
         self._alive = alive
+        self.cancelled: set[str] = set()
+        """The queries that stood in the way of what a standby replays; they may not next time."""
         self._faults: dict[int, QueryFailed] = {}
         self._ended = 0
 
@@ -176,6 +178,8 @@ class Reception:
         self._ledger.settle(statement.query, self._database, sheet, failure, seconds)
         if failure is None:
             self._done(statement, sheet)
+        elif failure.sqlstate == CONFLICT:
+            self.cancelled.add(statement.query.name)
 
     def _guarded(self, position: int, write: Callable[[], None]) -> None:
         try:

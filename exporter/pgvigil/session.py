@@ -27,7 +27,7 @@ from pgvigil.connect import (
     pointer,
     unreachable,
 )
-from pgvigil.errors import Down, QueryFailed, Unreachable
+from pgvigil.errors import CONFLICT, Down, QueryFailed, Unreachable
 from pgvigil.plan import Facts, Wanted
 
 Rows = pq.abc.PGresult
@@ -383,7 +383,7 @@ class _Socket:
         with contextlib.suppress(psycopg.OperationalError):
             while not self._pgconn.is_busy() and (result := self._pgconn.get_result()):
                 if result.status == pq.ExecStatus.FATAL_ERROR and (sqlstate := _sqlstate(result)):
-                    return unreachable(sqlstate, result.get_error_message())
+                    return _ended(sqlstate, result.get_error_message())
                 if result.status == pq.ExecStatus.PIPELINE_SYNC:
                     continue
         return unreachable("", str(error)) if str(error) else unreachable("", "EOF")
@@ -415,8 +415,14 @@ def _failure(result: Rows) -> QueryFailed | None:
     sqlstate, message = _sqlstate(result), result.get_error_message()
     severity = result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED)
     if severity in (b"FATAL", b"PANIC") or not sqlstate:
-        raise unreachable(sqlstate, message)
+        raise _ended(sqlstate, message)
     return QueryFailed(condition(sqlstate), " ".join(message.split()), sqlstate)
+
+
+def _ended(sqlstate: str, message: str) -> Unreachable:
+    """Why the server has ended the session."""
+    error = unreachable(sqlstate, message)
+    return Unreachable(error.reason, error.detail, passing=sqlstate == CONFLICT)
 
 
 def condition(sqlstate: str) -> str:
