@@ -192,8 +192,16 @@ class SlowLane:
         before, self._facts = self._facts, facts
         if before and (before.version, before.in_recovery) != (facts.version, facts.in_recovery):
             for place in (self.server, *self.databases.values()):
-                place.results.clear()
                 place.due = dict.fromkeys(place.due, 0.0)
+                # A promotion changes what is asked, and leaves what a server has counted and holds.
+                _drop_others(
+                    place.results,
+                    {
+                        name
+                        for name, result in place.results.items()
+                        if before.version == facts.version and result.statement.query.role == "any"
+                    },
+                )
         if plan is not self.server.plan:
             self.server.plan = plan
             names = {s.query.name for s in plan.statements if s.query.every}
