@@ -37,6 +37,9 @@ _STAY = 1.0
 others to leave, then gives up (postgres_exporter #529)."""
 _PAUSE = 0.25
 """Seconds out of a database before it is visited again; DROP DATABASE looks every 0.1 seconds."""
+_FRESH = 1.0
+"""Seconds after which the list of databases is read again before one is visited: who comes to a
+database that is gone leaves a line in the server's log."""
 _CONNECT = 5.0
 """Seconds a connection to a database may take."""
 _RETRY = 60.0
@@ -286,7 +289,10 @@ class SlowLane:
                 elif listing <= place.next:
                     await self._list()
                 else:
-                    await self._visit(place)
+                    if place.database and self._listed < now - _FRESH:
+                        await self._list()
+                    if place is self.server or place is self.databases.get(place.database):
+                        await self._visit(place)
         finally:
             self._leave()
 

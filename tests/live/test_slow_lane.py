@@ -339,3 +339,15 @@ def test_hundreds_of_databases_are_visited_in_time_or_said_to_be_late(
         )
         assert server.execute(pooled)[0][0] <= 3
         assert b", late" in exporter.get("/").body
+
+
+def test_nobody_asks_for_a_database_that_was_dropped_since_its_last_visit(
+    server: Server, tmp_path: Path
+) -> None:
+    with exporter_of(tmp_path, server, OWN.replace("1s", "3s")) as exporter:
+        page_where(exporter, lambda page: databases(page) == ALL)
+        for name in ("one", "two", "three"):
+            server.execute(f"drop database {name}")
+        page_where(exporter, lambda page: databases(page) == {"postgres"})
+        time.sleep(1)  # for those whose visit is due about now
+    assert "does not exist" not in server.log()
