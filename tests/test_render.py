@@ -415,6 +415,10 @@ pgvigil_scrapes_joined_total{team="a"} 0
 # HELP pgvigil_scrape_overruns_total Scrapes that their deadline cut short.
 # TYPE pgvigil_scrape_overruns_total counter
 pgvigil_scrape_overruns_total{team="a"} 0
+# HELP pgvigil_scrapes_abandoned_total Scrapes that hung past their deadline and were given up, \
+which is a fault of the exporter.
+# TYPE pgvigil_scrapes_abandoned_total counter
+pgvigil_scrapes_abandoned_total{team="a"} 0
 # HELP pgvigil_connections Connections to the target that are open now.
 # TYPE pgvigil_connections gauge
 pgvigil_connections{team="a"} 0

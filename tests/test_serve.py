@@ -168,10 +168,48 @@ def test_head_has_the_headers_of_get_and_no_body(one: Application) -> None:
     assert (head.status, head.headers, head.body) == (get.status, get.headers, b"")
 
 
-@pytest.mark.parametrize("kind", ["websocket"])
-def test_what_is_no_http_is_declined(one: Application, kind: str) -> None:
-    with pytest.raises(NotImplementedError, match=kind):
-        asyncio.run(answer(one, {"type": kind}))
+def test_a_websocket_is_declined(one: Application) -> None:
+    sent: list[Mapping[str, Any]] = []
+
+    async def connects() -> Mapping[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Mapping[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(one({"type": "websocket"}, connects, send))
+    assert sent == [{"type": "websocket.close"}]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Length": "5"}, 413),
+        ({"Transfer-Encoding": "chunked"}, 413),
+        ({"Content-Length": "0"}, 200),
+    ],
+)
+def test_a_body_is_declined_and_taken_for_nothing(
+    one: Application, headers: Mapping[str, str], status: int
+) -> None:
+    left = [{"type": "http.request", "body": b"x"}] * 20
+
+    async def body() -> Mapping[str, Any]:
+        return left.pop() if left else {"type": "http.disconnect"}
+
+    async def told() -> int:
+        statuses: list[int] = []
+
+        async def send(message: Mapping[str, Any]) -> None:
+            statuses.append(message.get("status", 0))
+            await asyncio.sleep(0)
+
+        await one(scope_of("/livez", headers=headers), body, send)
+        await asyncio.sleep(0)
+        return statuses[0]
+
+    assert asyncio.run(told()) == status
+    assert len(left) == (20 if status == 200 else 0)
 
 
 def test_a_server_that_is_down_is_an_answer_and_no_error(one: Application) -> None:
@@ -294,7 +332,7 @@ def test_a_big_page_goes_out_in_slices_packed_or_not() -> None:
     assert (head.status, head.headers, head.body) == (200, plain.headers, b"")
 
 
-def test_a_client_that_does_not_read_is_left(
+def test_a_client_that_takes_no_more_over_http_2_is_left(
     one: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve, "SEND_TIMEOUT", 0.01)
@@ -306,7 +344,10 @@ def test_a_client_that_does_not_read_is_left(
         finally:
             cancelled.append(message["type"])
 
-    asyncio.run(one(scope_of("/livez"), receive, never))
+    async def ended() -> Mapping[str, Any]:
+        return {"type": "http.disconnect"}
+
+    asyncio.run(one({**scope_of("/livez"), "http_version": "2"}, ended, never))
     assert cancelled == ["http.response.start"]
 
 

@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -27,6 +26,7 @@ from pgvigil import (
 )
 from pgvigil.collect import Collector
 from pgvigil.config import Settings, Target, Told
+from pgvigil.door import Door
 from pgvigil.errors import Problem, Refused, Unreachable
 from pgvigil.plan import Facts, Plan, Statement, disabled, make_plan, wanted
 from pgvigil.session import Session
@@ -85,7 +85,7 @@ def _hide(words: Sequence[str], dsn: str) -> None:
 def _serve(told: argparse.Namespace) -> int:
     settings, queries = apart.run(partial(_settled, told))
     try:
-        listener = serve.listen(settings.listen)
+        door = serve.listen(settings.listen)
     except OSError as error:
         _log.error("cannot listen", address=str(settings.listen), reason=error.strerror)
         return FAILURE
@@ -96,13 +96,13 @@ def _serve(told: argparse.Namespace) -> int:
         _log.info,
         "pgvigil serves",
         version=__version__,
-        address=str(settings.listen._replace(port=listener.getsockname()[1])),
+        address=str(settings.listen._replace(port=door.getsockname()[1])),
         targets=[target.address for target in settings.targets],
         queries=len(queries),
     )
     # What is loaded now stays for good: collections need not look at it again.
     gc.freeze()
-    asyncio.run(_serving(collectors, listener, announce))
+    asyncio.run(_serving(collectors, door, announce))
     _log.info("pgvigil ends")
     return 0
 
@@ -113,7 +113,7 @@ def _layout(target: Target, statement: Statement, labels: Mapping[str, str]) -> 
 
 
 async def _serving(
-    collectors: Sequence[Collector], listener: socket.socket, announce: Callable[[], object]
+    collectors: Sequence[Collector], door: Door, announce: Callable[[], object]
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -125,7 +125,7 @@ async def _serving(
         await stop.wait()
 
     try:
-        await serve.run(serve.Application(collectors), listener, stopped)
+        await serve.run(serve.Application(collectors, door), door, stopped)
     finally:
         await asyncio.gather(*(collector.close() for collector in collectors))
 

@@ -3,9 +3,10 @@
 import asyncio
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import structlog
 
@@ -19,6 +20,11 @@ from pgvigil.slow import Result, SlowLane
 
 _AGAIN = 3
 """How often a scrape asks again what a standby has ended for what it replays."""
+
+GRACE = 1.0
+"""Seconds past its deadline after which a scrape hangs, and is given up."""
+_SHORTEST, _LONGEST = 10.0, 300.0
+"""Bounds of what is taken for the interval at which a target is scraped, in seconds."""
 
 _log = structlog.get_logger()
 
@@ -46,6 +52,16 @@ class Scrape:
         self.up, self.down, self.detail = True, None, ""
 
 
+@dataclass(slots=True)
+class _Running:
+    """The scrape under way."""
+
+    task: asyncio.Task[None]
+    scrape: Scrape
+    due: float
+    """When it ends at the latest, unless it hangs; a time of the loop's clock."""
+
+
 class Collector:
     """One target: its fresh lane, its slow lane and the books of both.
 
@@ -68,6 +84,8 @@ class Collector:
         """Requests that were answered by a scrape that ran already."""
         self.overruns = 0
         """Scrapes that the deadline cut short."""
+        self.abandoned = 0
+        """Scrapes that hung, and were given up."""
         self.connects = 0
         self.connect_seconds = 0.0
         """What the last connection cost."""
@@ -82,7 +100,11 @@ class Collector:
         self._fresh: list[tuple[Statement, Layout]] = []
         self._session: Session | None = None
         self._lifetime = 0.0
-        self._running: tuple[asyncio.Task[None], Scrape] | None = None
+        self._running: _Running | None = None
+        self._asked: deque[float] = deque(maxlen=4)
+        """When the last requests came, on the loop's clock."""
+        self._hung_since: float | None = None
+        """When the first scrape was due of those that hung since one has ended."""
 
     @property
     def connections(self) -> int:
@@ -121,22 +143,57 @@ class Collector:
         everybody who waited has hung up.
         """
         loop = asyncio.get_running_loop()
+        self._asked.append(loop.time())
+        if self._running and loop.time() > self._running.due:
+            self._abandon(self._running)
         if self._running is None:
             scrape = Scrape()
             task = loop.create_task(self._run(scrape, deadline))
             task.add_done_callback(self._look_back)
-            self._running = task, scrape
+            self._running = _Running(task, scrape, deadline + GRACE)
         else:
             self.joined += 1
-        task, scrape = self._running
-        await asyncio.wait({task}, timeout=max(0.0, deadline - loop.time()))
-        return scrape
+        running = self._running
+        await asyncio.wait({running.task}, timeout=max(0.0, deadline - loop.time()))
+        return running.scrape
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two requests, as the last ones came; within bounds."""
+        gaps = (later - before for before, later in pairwise(self._asked))
+        return min(_LONGEST, max(_SHORTEST, max(gaps, default=0.0)))
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody still scrapes the target."""
+        now = asyncio.get_running_loop().time()
+        return bool(self._asked) and now - self._asked[-1] <= 3 * self.interval
+
+    def overdue(self) -> float:
+        """Seconds for which scrapes have been hanging; 0 while they end in time."""
+        since = self._hung_since
+        if since is None and self._running:
+            since = self._running.due
+        return max(0.0, asyncio.get_running_loop().time() - since) if since is not None else 0.0
+
+    def _abandon(self, running: _Running) -> None:
+        """Give up a scrape that hangs, so that the next can begin (pg_exporter of nbari, #34)."""
+        self.abandoned += 1
+        if self._hung_since is None:
+            self._hung_since = running.due
+        _log.error("a scrape hung and was given up", target=self.target.name)
+        self._running = None
+        running.task.cancel()
+        if session := self._session:
+            self._session = None
+            # What takes its end well closes it itself, and before its descriptor has another use.
+            asyncio.get_running_loop().call_later(GRACE, session.cut)
 
     async def close(self) -> None:
         """End what runs, and the connection."""
         if self._running:
-            self._running[0].cancel()
-            await asyncio.wait({self._running[0]})
+            self._running.task.cancel()
+            await asyncio.wait({self._running.task}, timeout=GRACE)
         await self.slow.close()
         if self._session:
             self._session.close()
@@ -152,13 +209,21 @@ class Collector:
             if not scrape.up:
                 scrape.down, scrape.detail = Down.TIMEOUT, "no answer before the deadline"
         finally:
-            self._running = None
-            self._complete(scrape)
-            scrape.seconds, scrape.ended_at = time.perf_counter() - begun, time.time()
-            self.scrapes += 1
-            self._tell(scrape)
-            self.last = replace(scrape, sheets={}, results=())
-            self._retire()
+            if self._is_running():
+                self._end(scrape, begun)
+
+    def _is_running(self) -> bool:
+        """Whether this task is the scrape under way, and was not given up."""
+        return self._running is not None and self._running.task is asyncio.current_task()
+
+    def _end(self, scrape: Scrape, begun: float) -> None:
+        self._running = self._hung_since = None
+        self._complete(scrape)
+        scrape.seconds, scrape.ended_at = time.perf_counter() - begun, time.time()
+        self.scrapes += 1
+        self._tell(scrape)
+        self.last = replace(scrape, sheets={}, results=())
+        self._retire()
 
     async def _ask_all(self, scrape: Scrape, deadline: float) -> None:
         """The whole plan in one round trip; another when the facts turn out to have changed."""
@@ -210,7 +275,11 @@ class Collector:
     async def _connected(self, deadline: float) -> Session:
         if self._session is None or self._session.closed:
             begun = time.perf_counter()
-            self._session = await Session.open(self.target, self._wanted, deadline)
+            session = await Session.open(self.target, self._wanted, deadline)
+            if not self._is_running():
+                session.close()  # it comes too late
+                raise TimeoutError
+            self._session = session
             self.connects += 1
             self.connect_seconds = time.perf_counter() - begun
             self._lifetime = LIFETIME * random.uniform(0.9, 1.1)  # noqa: S311  (not a secret)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from urllib.parse import quote
 
-from pgvigil import __version__
+from pgvigil import __version__, watch
 from pgvigil.catalogue import Query
 from pgvigil.collect import Collector
 from pgvigil.errors import Down
@@ -59,8 +59,13 @@ def page(collectors: Sequence[Collector]) -> str:
         f"<h1>pgvigil {escape(__version__)}</h1>"
         "<p>PostgreSQL for Prometheus. "
         + " · ".join(f"<a href='{link}'>{link}</a>" for link in links)
-        + f"</p>\n{sections}\n</html>\n"
+        + f"</p>\n{_hanging(collectors)}{sections}\n</html>\n"
     )
+
+
+def _hanging(collectors: Sequence[Collector]) -> str:
+    hung = watch.hanging(collectors)
+    return f"<p class=down>Everything hangs, and /livez fails: {escape(hung)}</p>" if hung else ""
 
 
 def _target(collector: Collector, several: bool) -> str:

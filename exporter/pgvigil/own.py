@@ -46,6 +46,13 @@ SCRAPE = (
         "Requests that were answered by a scrape of the target that ran already.",
     ),
     Own("pgvigil_scrape_overruns_total", "counter", (), "Scrapes that their deadline cut short."),
+    Own(
+        "pgvigil_scrapes_abandoned_total",
+        "counter",
+        (),
+        "Scrapes that hung past their deadline and were given up, which is a fault of the "
+        "exporter.",
+    ),
     Own("pgvigil_connections", "gauge", (), "Connections to the target that are open now."),
     Own("pgvigil_connects_total", "counter", (), "Connections to the target that were made."),
     Own(

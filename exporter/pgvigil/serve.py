@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
-import structlog
 from hypercorn.asyncio import serve as hypercorn_serve
-from hypercorn.config import Config
+from hypercorn.config import Config, Sockets
 
-from pgvigil import about, landing, render
+from pgvigil import about, landing, render, watch
 from pgvigil.collect import Collector
 from pgvigil.config import Address
+from pgvigil.door import Door, Guest, Stage, Why
 
 _pack: Any = zlib.compressobj
 with contextlib.suppress(ImportError):  # no wheel for this machine: the same, four times slower
@@ -32,12 +32,17 @@ DEFAULT_TIMEOUT = 10.0
 LONGEST_TIMEOUT = 120.0
 SEND_TIMEOUT = 30.0
 """Seconds a client may take to read an answer."""
+KEEP_ALIVE = 20.0
+"""Seconds a connection may wait for a request: longer than the usual scrape interval, so that
+Prometheus keeps its own."""
+BACKLOG = 512
+"""Clients that may wait at the door."""
+SWEEP = 5.0
+"""Seconds between two looks at who overstays."""
 SLICE = 128 * 1024
 """Bytes handed to the connection at once, so that a slow reader holds no more than that."""
 ROLE_AGE = 120.0
 """Seconds after which a role seen is no longer told to a load balancer."""
-
-_log = structlog.get_logger()
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -53,17 +58,19 @@ class Answer(NamedTuple):
 
 
 class Application:
-    """The ASGI application over the collectors of all targets."""
+    """The ASGI application over the collectors of all targets, for those who come by a door."""
 
-    def __init__(self, collectors: Sequence[Collector]) -> None:
+    def __init__(self, collectors: Sequence[Collector], door: Door | None = None) -> None:
         self._collectors = {c.target.name: c for c in collectors}
+        self._door = door
+        self._drains: set[asyncio.Task[None]] = set()
         self._routes: Mapping[str, Callable[[_Request], Awaitable[Answer]]] = {
             "/": self._landing,
             "/metrics": self._metrics,
             "/probe": self._probe,
             "/sd": self._discovery,
-            "/livez": self._health,
-            "/readyz": self._health,
+            "/livez": self._alive,
+            "/readyz": self._ready,
             "/primary": lambda request: self._role(request, "primary"),
             "/replica": lambda request: self._role(request, "standby"),
         }
@@ -75,21 +82,68 @@ class Application:
                 await send({"type": "lifespan.startup.complete"})
             await send({"type": "lifespan.shutdown.complete"})
             return
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close"})  # before it is accepted: 403
+            return
         if scope["type"] != "http":
             raise NotImplementedError(scope["type"])
+        guest = self._door.guest(scope.get("client")) if self._door else None
+        if guest:
+            guest.reach(Stage.ASKING)
+        try:
+            await self._serve(scope, receive, send, guest)
+        finally:
+            if guest:
+                guest.reach(Stage.WAITING)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, guest: Guest | None) -> None:
         request = _Request(scope)
+        multiplexed = scope.get("http_version") == "2"
+        if request.body or multiplexed:  # which announces no body
+            # Nobody looks at it, but unread it would stop the connection for good.
+            drain = asyncio.get_running_loop().create_task(_drain(receive))
+            self._drains.add(drain)
+            drain.add_done_callback(self._drains.discard)
+
+        def gone() -> bool:
+            return self._door is not None and (guest is None or guest.gone)
+
+        # With more requests on the way, a client may be gone before this one is looked at.
+        answer = _NOBODY if gone() else await self._answer(scope, request)
+        if self._door and guest:
+            self._door.answering(guest)
+        answer = _NOBODY if gone() else answer
+        last = not multiplexed and (gone() or (guest is not None and guest.ended))
+        # Whoever reads too slowly is put out by the door, not by a timeout here: hypercorn forgets
+        # a connection for good when it is left in the middle of an answer. With HTTP/2 it is the
+        # other way round, and nothing else ends its waiting for a client that takes no more.
+        limit = None
+        if multiplexed:
+            limit = 0.0 if gone() or (guest and guest.ended) else SEND_TIMEOUT
+        try:
+            async with asyncio.timeout(limit) as patience:
+                if multiplexed and guest:
+                    guest.waiting.add(patience)
+                await _send(
+                    answer, request, send, head=scope["method"] == "HEAD", last=last, gone=gone
+                )
+        except TimeoutError:
+            if self._door and guest:
+                self._door.put_out(guest, Why.SLOW)
+        finally:
+            if guest:
+                guest.waiting.discard(patience)
+
+    async def _answer(self, scope: Scope, request: "_Request") -> Answer:
         route = self._routes.get(scope["path"])
         if scope["method"] not in ("GET", "HEAD"):
-            answer = _plain(405, "only GET and HEAD are answered here")
-        elif route is None:
-            answer = _plain(404, f"nothing is here; there are {' '.join(self._routes)}")
-        else:
-            answer = await route(request)
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT):
-                await _send(answer, request, send, body=scope["method"] != "HEAD")
-        except TimeoutError:
-            _log.warning("a client read too slowly and was left", path=scope["path"])
+            return _plain(405, "only GET and HEAD are answered here")
+        if request.body:
+            return _plain(413, "a request has no body here")
+        if route is None:
+            return _plain(404, f"nothing is here; there are {' '.join(self._routes)}")
+        return await route(request)
 
     async def _metrics(self, request: "_Request") -> Answer:
         if len(self._collectors) == 1:
@@ -124,9 +178,13 @@ class Application:
         ]
         return Answer(200, "application/json", [json.dumps(groups).encode()])
 
-    async def _health(self, _: "_Request") -> Answer:
-        # That this runs at all is the answer; a database's state would be somebody else's.
-        return _plain(200, "ok")
+    async def _alive(self, _: "_Request") -> Answer:
+        # A database's state would be somebody else's; and a loop that stands still says nothing.
+        hung = watch.hanging(self._collectors.values())
+        return _plain(503, f"everything hangs: {hung}") if hung else _plain(200, "ok")
+
+    async def _ready(self, _: "_Request") -> Answer:
+        return _plain(200, "ok")  # the configuration was loaded, else this would not run
 
     async def _role(self, request: "_Request", role: str) -> Answer:
         collector = self._chosen(request)
@@ -163,6 +221,12 @@ class _Request:
     def query(self, name: str) -> str | None:
         values = self._query.get(name)
         return values[0] if values else None
+
+    @property
+    def body(self) -> bool:
+        """Whether a body follows."""
+        length = self.header(b"content-length")
+        return length not in ("", "0") or bool(self.header(b"transfer-encoding"))
 
     def budget(self) -> float:
         """Seconds this scrape may take: Prometheus' timeout, less what the way back costs."""
@@ -208,6 +272,9 @@ def _plain(status: int, text: str) -> Answer:
     return Answer(status, "text/plain; charset=utf-8", [f"{text}\n".encode()])
 
 
+_NOBODY = _plain(503, "the client has gone")
+
+
 def _metrics_answer(
     families: Iterable[render.Family], request: _Request, *, process: bool = True
 ) -> Answer:
@@ -216,7 +283,22 @@ def _metrics_answer(
     return Answer(200, media, render.write(families, openmetrics=openmetrics, process=process))
 
 
-async def _send(answer: Answer, request: _Request, send: Send, *, body: bool) -> None:
+async def _drain(receive: Receive) -> None:
+    """Take a body for nothing, until the request is over."""
+    while (await receive())["type"] == "http.request":
+        pass
+
+
+async def _send(
+    answer: Answer,
+    request: _Request,
+    send: Send,
+    *,
+    head: bool,
+    last: bool,
+    gone: Callable[[], bool],
+) -> None:
+    """Send an answer, or its `head` alone; after the `last` the connection ends."""
     compressed = request.gzip and answer.media.startswith(("text/", "application/openmetrics"))
     slices = _slices(answer.body)
     if compressed:
@@ -225,17 +307,22 @@ async def _send(answer: Answer, request: _Request, send: Send, *, body: bool) ->
     headers = [(b"content-type", answer.media.encode()), (b"vary", b"accept, accept-encoding")]
     if answer.status == 405:
         headers.append((b"allow", b"GET, HEAD"))
+    if last:
+        headers.append((b"connection", b"close"))
     if compressed:
         headers.append((b"content-encoding", b"gzip"))
     if second is None:
         headers.append((b"content-length", b"%d" % len(first)))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    if not body:
+    if head:
         await send({"type": "http.response.body", "body": b""})
         return
     await send({"type": "http.response.body", "body": first, "more_body": second is not None})
     while second is not None:
         await asyncio.sleep(0)  # a big page must not hold up the other scrapes
+        if gone():
+            await send({"type": "http.response.body", "body": b""})
+            return
         following = next(slices, None)
         last = following is None
         await send({"type": "http.response.body", "body": second, "more_body": not last})
@@ -266,41 +353,78 @@ def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield packer.flush()
 
 
-def listen(address: Address) -> socket.socket:
-    """A listening socket; raises OSError. An empty host takes IPv4 and, where it exists, IPv6."""
+def listen(address: Address) -> Door:
+    """Where clients come in; raises OSError.
+
+    An empty host takes IPv4 and, where it exists, IPv6.
+    """
+    limits = {
+        # hypercorn ends it kindly a moment before.
+        Stage.NEW: KEEP_ALIVE + SWEEP,
+        Stage.WAITING: KEEP_ALIVE + SWEEP,
+        Stage.ANSWERING: SEND_TIMEOUT,
+        Stage.ASKING: LONGEST_TIMEOUT + SWEEP,
+    }
+    return Door(_listener(address), limits)
+
+
+def _listener(address: Address) -> socket.socket:
     if address.host:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        return socket.create_server((address.host, address.port), family=family, backlog=512)
+        return socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(
-                ("", address.port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512
+                ("", address.port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG
             )
         except OSError:
             pass  # the kernel knows IPv6, this machine's network does not
-    return socket.create_server(("", address.port), backlog=512)
+    return socket.create_server(("", address.port), backlog=BACKLOG)
 
 
-async def run(
-    application: Application, listener: socket.socket, stop: Callable[[], Awaitable[None]]
-) -> None:
+class _Config(Config):
+    """hypercorn's, with a socket of ours."""
+
+    def __init__(self, door: Door) -> None:
+        super().__init__()
+        self._door = door
+
+    def create_sockets(self) -> Sockets:
+        return Sockets([], [self._door], [])
+
+
+async def run(application: Application, door: Door, stop: Callable[[], Awaitable[None]]) -> None:
     """Serve until `stop` returns, then let requests in flight end."""
-    config = Config()
-    config.bind = [f"fd://{listener.fileno()}"]
+    config = _Config(door)
     config.accesslog = None
+    # Of a client that hangs up it would tell with each slice that was still on its way.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     # Its words go the way of ours; what it says below a warning we have said already.
     config.errorlog = logging.getLogger("hypercorn")
     config.errorlog.setLevel(logging.WARNING)
     config.alpn_protocols = ["http/1.1"]
     config.include_server_header = False
     config.h11_max_incomplete_size = 16 * 1024
-    # Longer than the usual scrape interval, so that Prometheus keeps its connection.
-    config.keep_alive_timeout = 20
+    config.h2_max_concurrent_streams = 4
+    config.backlog = BACKLOG
+    config.keep_alive_timeout = KEEP_ALIVE
     config.graceful_timeout = DEFAULT_TIMEOUT + 5
     config.shutdown_timeout = DEFAULT_TIMEOUT + 5
-    await hypercorn_serve(
-        application,  # type: ignore[arg-type]  # its types ask for TypedDicts; these are mappings
-        config,
-        mode="asgi",
-        shutdown_trigger=stop,
-    )
+    sweeping = asyncio.get_running_loop().create_task(_sweep(door))
+    try:
+        await hypercorn_serve(
+            application,  # type: ignore[arg-type]  # its types ask for TypedDicts; these are mappings
+            config,
+            mode="asgi",
+            shutdown_trigger=stop,
+        )
+    finally:
+        sweeping.cancel()
+        watch.rest()
+
+
+async def _sweep(door: Door) -> None:
+    while True:
+        watch.beat()
+        await asyncio.sleep(SWEEP)
+        door.sweep()

@@ -168,6 +168,14 @@ class Session:
             _cancelling.add(task)
             task.add_done_callback(_cancelling.discard)
 
+    def cut(self) -> None:
+        """End the connection under whoever hangs in it."""
+        if not self.closed:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._pgconn.socket)
+            loop.remove_writer(self._pgconn.socket)
+            self.abandon()
+
     def still_there(self) -> bool:
         """Whether an idle connection is alive as far as this end can tell without asking."""
         if not self.closed:

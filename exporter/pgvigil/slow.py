@@ -178,12 +178,28 @@ class SlowLane:
         self._sizes: dict[str, int] = {}
         self._scraped = 0.0
         self._woken = asyncio.Event()
+        self._due = float("inf")
+        """When what is under way ends at the latest, unless it hangs; on the loop's clock."""
         self._task: asyncio.Task[None] | None = None
 
     @property
     def connections(self) -> int:
         """Connections open now."""
         return sum(s is not None and not s.closed for s in (self._session, self._visitor))
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way."""
+        return self._task is not None and self._due < float("inf")
+
+    def overdue(self) -> float:
+        """Seconds for which what is under way has been hanging; 0 while it is within its bounds."""
+        return max(0.0, asyncio.get_running_loop().time() - self._due - _CONNECT)
+
+    def _deadline(self, seconds: float) -> float:
+        """The time until which the next step may take."""
+        self._due = _deadline(seconds)
+        return self._due
 
     def scraped(self, facts: Facts, plan: Plan, peer: Peer | None) -> None:
         """A scrape has found the server up: go on, with what fits it now.
@@ -280,11 +296,13 @@ class SlowLane:
                 due = min(place.next, listing, handshake)
                 if due > now:
                     self._woken.clear()
+                    self._due = float("inf")
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(min(due - now, PATIENCE)):
                             await self._woken.wait()  # a scrape may change what is due
                 elif handshake <= now and self._peer:
                     self._peered = now
+                    self._deadline(_CONNECT)
                     self.certificate_expiry = await certificate.expiry(self._peer, _CONNECT)
                 elif listing <= place.next:
                     await self._list()
@@ -339,7 +357,7 @@ class SlowLane:
         session = await (self._at_home() if home else self._enter(place.database))
         try:
             if place.database:
-                self._learn(place, await session.facts(_deadline(_CONNECT)))
+                self._learn(place, await session.facts(self._deadline(_CONNECT)))
             assert place.plan
             resting = self._ledger.resting()
             work = [
@@ -379,7 +397,7 @@ class SlowLane:
         reception = Reception(self._ledger, place.database, work, keep)
         bound = _CONNECT + sum(statement.query.timeout for statement in group)
         try:
-            await session.ask(reception.asks, reception.answers, _deadline(bound))
+            await session.ask(reception.asks, reception.answers, self._deadline(bound))
         except TimeoutError:
             reception.give_up()
             raise
@@ -401,7 +419,7 @@ class SlowLane:
         if session and not session.closed and time.monotonic() - session.opened > self._lifetime:
             session.close()
         if session is None or not session.still_there():
-            session = await Session.open(self._target, self._wanted, _deadline(_CONNECT))
+            session = await Session.open(self._target, self._wanted, self._deadline(_CONNECT))
             self._session = session
             self._lifetime = LIFETIME * random.uniform(0.9, 1.1)  # noqa: S311
         return session
@@ -410,7 +428,7 @@ class SlowLane:
         """A connection to another database."""
         connection = {**self._target.connection, "dbname": database}
         target = replace(self._target, connection=connection)
-        self._visitor = await Session.open(target, self._wanted, _deadline(_CONNECT))
+        self._visitor = await Session.open(target, self._wanted, self._deadline(_CONNECT))
         return self._visitor
 
     async def _list(self) -> None:
@@ -418,13 +436,13 @@ class SlowLane:
         self._listed = time.monotonic()
         try:
             session = await self._at_home()
-            rows = await _rows(session, _LIST)
+            rows = await _rows(session, _LIST, self._deadline(_CONNECT + 5))
             self.provider = next((_PROVIDERS[name] for name, _ in rows if name in _PROVIDERS), "")
             ways = (b"here",) if session.pooled else (b"here", b"open")
             names = [name for name, way in rows if way in ways and self._watched(name)]
             if not self._sizes.keys() >= set(names):
                 # Looking at every file is for when there is something new to compare.
-                sizes = await _rows(session, _SIZES)
+                sizes = await _rows(session, _SIZES, self._deadline(_CONNECT + 5))
                 self._sizes = {name: int(size or 0) for name, size in sizes}
         except (Unreachable, TimeoutError):
             return  # the fresh lane tells that the server is away
@@ -468,7 +486,7 @@ def _deadline(seconds: float) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-async def _rows(session: Session, text: str) -> list[tuple[str, bytes | None]]:
+async def _rows(session: Session, text: str, deadline: float) -> list[tuple[str, bytes | None]]:
     """The rows of a statement of our own about databases: name and value."""
     found: list[tuple[str, bytes | None]] = []
 
@@ -479,5 +497,5 @@ async def _rows(session: Session, text: str) -> list[tuple[str, bytes | None]]:
             found.append((name, rows.get_value(row, 1)))
 
     answers = Answers(take, lambda _position, _failure, _seconds: None)
-    await session.ask([Ask(text, 5.0)], answers, _deadline(_CONNECT + 5))
+    await session.ask([Ask(text, 5.0)], answers, deadline)
     return found
