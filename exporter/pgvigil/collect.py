@@ -73,8 +73,8 @@ class Collector:
         self.queries = queries
         self.facts: Facts | None = None
         """As last seen; kept while the server is away."""
-        self.facts_at = 0.0
-        """When the facts were last confirmed, in seconds since the epoch."""
+        self._confirmed = float("-inf")
+        """When the facts were last confirmed, on the monotonic clock."""
         self.plan: Plan | None = None
         """For what is asked of the server as a whole, fresh or slow."""
         self.last: Scrape | None = None
@@ -105,6 +105,18 @@ class Collector:
         """When the last requests came, on the loop's clock."""
         self._hung_since: float | None = None
         """When the first scrape was due of those that hung since one has ended."""
+
+    @property
+    def facts_at(self) -> float:
+        """When the facts were last confirmed, in seconds since the epoch.
+
+        By the clock as it is now: one that was set makes them no older and no younger.
+        """
+        return time.time() - (time.monotonic() - self._confirmed)
+
+    @facts_at.setter
+    def facts_at(self, moment: float) -> None:
+        self._confirmed = time.monotonic() - (time.time() - moment)
 
     @property
     def connections(self) -> int:
@@ -239,9 +251,11 @@ class Collector:
                     raise
 
     async def _ask_here(self, scrape: Scrape, deadline: float) -> None:
+        new = self._session is None or self._session.closed
         session = await self._connected(deadline)
-        if self.plan is None:
-            self._learn(await session.facts(deadline))
+        if new and (facts := await session.facts(deadline)) != self.facts:
+            # They are asked first anyway; another version would log errors for the old plan.
+            self._learn(facts)
         for _ in range(3):  # a server may be promoted, but not again and again
             scrape.sheets.clear()
             reception = self._reception(scrape)
