@@ -6,11 +6,13 @@ import difflib
 import gc
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import structlog
 
@@ -325,14 +327,25 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses a command line without showing the password that may stand in it."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with 2; what begins like a connection string or a password is cut."""
+        super().error(_SECRET.sub("... (not shown: it may hold a password)", message))
+
+
+_SECRET = re.compile(r"\S*(?:://|pass\w*[\s=]).*", re.I | re.S)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pgvigil", description="Watch PostgreSQL for Prometheus.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"pgvigil {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    common = _Parser(add_help=False, allow_abbrev=False)
     common.add_argument("--config", type=Path, help="YAML file with targets (or PGVIGIL_CONFIG)")
     common.add_argument(
         "--dsn",
@@ -368,7 +381,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what to log (default info)",
     )
 
-    def command(name: str, run: object, text: str, *parents: argparse.ArgumentParser) -> None:
+    def command(name: str, run: object, text: str, *parents: _Parser) -> None:
         made = commands.add_parser(
             name, help=text, description=text, parents=parents, allow_abbrev=False
         )
