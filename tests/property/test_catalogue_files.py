@@ -14,8 +14,10 @@ from unittest.mock import patch
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pgvigil import catalogue, documents, ranking, reference, render
+from pgvigil import about, catalogue, documents, ranking, reference, render
 from pgvigil.catalogue import Query
+from pgvigil.collect import Collector, Scrape
+from pgvigil.config import Target
 from pgvigil.errors import Refused
 from pgvigil.plan import Extension, Facts, Statement, make_plan, wanted
 
@@ -128,14 +130,18 @@ def check_queries(queries: tuple[Query, ...]) -> None:
     assert queries
     reference.page(queries, {})
     wanted(queries)
+    assert {type(query.max_series) for query in queries} == {int}
+    collector = Collector(Target("main"), (), ranking.layout)
     for facts in FACTS:
         plan = make_plan(queries, facts)
-        pages = [family for of in plan.statements for family in answered(of)]
+        ours = list(about.families(collector, Scrape()))
+        pages = [*ours, *(family for of in plan.statements for family in answered(of))]
         for openmetrics in (False, True):
             body = b"".join(render.write(pages, openmetrics=openmetrics, process=False)).decode()
             kind = render.OPENMETRICS if openmetrics else render.TEXT
             samples = Page(body, kind).samples
-            assert len(samples) == sum(len(of.metrics) for of in plan.statements)
+            own = sum(chunk.count(b"\n") for family in ours for chunk in family.chunks)
+            assert len(samples) == own + sum(len(of.metrics) for of in plan.statements)
 
 
 def answered(of: Statement) -> list[render.Family]:

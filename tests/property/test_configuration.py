@@ -393,6 +393,27 @@ def test_any_options_are_in_order_or_refused_with_exit_code_2(
         assert "to mend" in said or "usage: pgvigil" in said
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["check", dsn] for dsn in DSNS),
+        *(["check", "--dns", dsn] for dsn in DSNS),
+        *([f"--dsn={dsn}", "check"] for dsn in DSNS),
+        [DSNS[0]],
+        ["check", "--password", CANARY],
+        ["check", f"--password={CANARY}"],
+        ["check", "--log-level", DSNS[0]],
+    ],
+)
+def test_a_command_line_that_is_not_understood_is_refused_without_its_password(
+    words: Sequence[str],
+) -> None:
+    code, said = run(words, {})
+    assert code == 2
+    assert "not shown" in said
+    assert CANARY not in said
+
+
 def test_a_real_command_ends_with_2_and_shows_no_password(folder: Path) -> None:
     """As a process of its own, which starts anew because of the password on its command line."""
     variables = {k: v for k, v in os.environ.items() if not OURS.match(k)}
