@@ -8,16 +8,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import psycopg
 import pytest
 
 from lab import processes
+from lab.clock import Clock
 from lab.cluster import BARE, PGVIGIL, READER, Cluster, Role
 from lab.delay_proxy import DelayProxy, delayed
 from lab.line import Line
 from lab.postgres import Server, ServerError
 from lab.silent_port import silent_port
+from lab.small_disk import SmallDisk
 
 FreshServer = Callable[..., Server]
 
@@ -387,3 +390,44 @@ def test_a_line_carries_a_session_that_outlives_its_freezing(server: Server) -> 
         line.cut()
         with pytest.raises(psycopg.OperationalError):
             connection.execute("select 1")
+
+
+def test_a_clock_moves_for_whoever_is_given_it(fresh_server: FreshServer) -> None:
+    try:
+        clock = Clock()
+    except RuntimeError as error:
+        _lacking(error)
+    told = "select extract(epoch from clock_timestamp())::float8"
+    server = fresh_server(17)
+    if server.binaries.source == "docker":
+        pytest.skip("a container does not have libfaketime")
+    with clock:
+        server.environment |= clock.environment
+        server.restart()
+        for hours in (0, 1, -1):
+            clock.move(hours * 3600)
+            assert server.execute(told)[0][0] - time.time() == pytest.approx(hours * 3600, abs=60)
+
+
+def test_a_small_disk_is_full_and_has_room_again(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "held").write_text("held")
+    try:
+        with SmallDisk(folder, 1 << 20) as disk:
+            assert (folder / "held").read_text() == "held"
+            disk.fill()
+            with pytest.raises(OSError, match="No space left"):
+                (folder / "more").write_bytes(bytes(1 << 16))
+            disk.free()
+            (folder / "more").write_bytes(bytes(1 << 16))
+    except RuntimeError as error:
+        _lacking(error)
+    assert list(folder.iterdir()) == []
+
+
+def _lacking(error: RuntimeError) -> NoReturn:
+    """Skip where a machine lacks what the lab needs; fail where CI is set."""
+    if os.environ.get("CI"):
+        raise error
+    pytest.skip(str(error))
