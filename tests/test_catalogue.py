@@ -149,8 +149,8 @@ def test_an_unknown_key_is_refused_at_each_level(tmp_path: Path) -> None:
     text = GOOD.replace("max_series", "cost: 1\n  max_series").replace("help:", "hepl: x, help:")
     text = text.replace("  labels", "  needs: {roles: [x]}\n  labels")
     assert faults_of(tmp_path, text) == [
-        "own.yml:3: unknown key 'cost' (known here: every, labels, max_series, metrics, needs, on, "
-        "opt_in, priority, scope, sql, timeout, top, why)",
+        "own.yml:3: unknown key 'cost' (known here: computes, every, labels, limits, max_series, "
+        "metrics, needs, on, opt_in, priority, scope, sql, timeout, top, why)",
         "own.yml:9: unknown key 'hepl'; did you mean 'help'? (known here: column, help, needs, "
         "other, since, type, until, value)",
         "own.yml:5: unknown key 'roles' (known here: extension, function, privilege, setting)",
@@ -214,8 +214,8 @@ def test_a_query_that_stands_twice_in_a_file_is_refused(tmp_path: Path) -> None:
         ),
         (
             "type: gauge",
-            "type: histogram",
-            "7: answers.metrics.own_answer.type must be one of gauge, counter",
+            "type: summary",
+            "7: answers.metrics.own_answer.type must be one of gauge, counter, histogram",
         ),
         (
             "own_answer:",
@@ -309,6 +309,47 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, old: str, new: str, tol
     assert faults_of(tmp_path, GOOD.replace(old, new)) == [f"own.yml:{told}"]
 
 
+COMPUTING = """\
+slow:
+  why: Somebody waits.
+  every: 5s
+  max_series: 100
+  labels: [datname]
+  computes: running_statements
+  limits: [0.5, 1]
+  sql: select 'a' as key, 'b' as datname, 1 as age
+  metrics:
+    own_running: {column: now, type: gauge, help: Statements that run.}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("  every: 5s\n", "", "from one run to the next; say how often with every"),
+        ("  limits: [0.5, 1]\n", "", "is told by limits; name them in seconds"),
+        ("[0.5, 1]", "[0]", "seconds, above 0"),
+        ("[datname]", "[usename]", "is told by database; its labels are [datname]"),
+        ("column: now", "column: later", "'later', which is none of now, seen"),
+        ("type: gauge", "type: histogram", "own_running is a gauge, as its column is 'now'"),
+        ("  computes: running_statements\n", "", "limits belong to a query that computes"),
+        ("running_statements", "wonders", "must be one of executor_time, running_statements"),
+        ("  limits", "  scope: database\n  limits", "of the whole server; drop top and scope"),
+    ],
+)
+def test_what_computes_something_must_say_of_what(
+    tmp_path: Path, old: str, new: str, told: str
+) -> None:
+    catalogue.load([written(tmp_path, COMPUTING)])
+    found = faults_of(tmp_path, COMPUTING.replace(old, new))
+    assert any(told in fault for fault in found), found
+
+
+def test_only_what_computes_gives_a_histogram(tmp_path: Path) -> None:
+    found = faults_of(tmp_path, GOOD.replace("type: gauge", "type: histogram"))
+    assert any("which only a query that computes one gives" in fault for fault in found), found
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -377,8 +418,8 @@ answers:
     third = tmp_path / "gone.yml"
     assert faults(first, second, third) == [
         "own.yml:9: the key 'own_answer' stands twice; the first is in line 7; remove one",
-        "own.yml:3: unknown key 'cost' (known here: every, labels, max_series, metrics, needs, on, "
-        "opt_in, priority, scope, sql, timeout, top, why)",
+        "own.yml:3: unknown key 'cost' (known here: computes, every, labels, limits, max_series, "
+        "metrics, needs, on, opt_in, priority, scope, sql, timeout, top, why)",
         "own.yml:4: answers.max_series must be a whole number, not text "
         "(the most series one run may give; more are dropped and counted)",
         "own.yml:8: 'own-answer' is not a legal name here "

@@ -20,9 +20,9 @@ from pgvigil import (
     __version__,
     apart,
     catalogue,
+    computed,
     config,
     grants,
-    ranking,
     render,
     serve,
 )
@@ -111,7 +111,7 @@ def _serve(told: argparse.Namespace) -> int:
 
 def _layout(target: Target, statement: Statement, labels: Mapping[str, str]) -> render.Layout:
     """How the rows of a statement on a target are written down."""
-    return ranking.layout(statement, {**target.labels, **labels})
+    return computed.layout(statement, {**target.labels, **labels}, target.latency_limits)
 
 
 async def _serving(

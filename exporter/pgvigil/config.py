@@ -33,7 +33,7 @@ _NEXT_KEYWORDS = re.compile(
 _PARTS = ("URI", "USER", "PASS", "URI_FILE", "USER_FILE", "PASS_FILE")
 _CHOICES = (
     *("enable", "disable", "include_databases", "exclude_databases"),
-    *("max_databases", "max_series"),
+    *("max_databases", "max_series", "latency_limits"),
 )
 _PLACES = {"host": "PGHOST", "dbname": "PGDATABASE"}
 _WHOLE = re.compile("://|=")
@@ -81,6 +81,8 @@ class Target:
     """The most databases that are visited, the biggest first."""
     max_series: int = 20_000
     """The most series on the target's page, the exporter's own aside."""
+    latency_limits: Sequence[float] = ()
+    """Seconds; limits of the operator's own, beside those that latency is told by anyhow."""
 
     def parameters(self) -> dict[str, str]:
         """libpq's keywords for a connection now; raises OSError when the password file is gone.

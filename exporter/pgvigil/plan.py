@@ -9,7 +9,8 @@ from typing import NamedTuple
 from pgvigil.catalogue import COLUMNS, Metric, Needs, Query, Variant
 
 TOP_ROWS = 20_000
-"""Rows that a query with `top` may choose from; what it exposes is bound by `max_series`."""
+"""Rows that a query with `top` may choose from, or one that computes something; what it exposes is
+bound by `max_series`."""
 
 RAISES: Mapping[str, frozenset[str]] = {
     # Functions that exist there, may be executed, and raise an error that the customer's log keeps
@@ -261,7 +262,8 @@ def _text(query: Query, facts: Facts, variant: Variant, metrics: Sequence[Metric
     for needs in (query.needs, variant.needs, *(metric.needs for metric in metrics)):
         for name in needs.extension:
             text = text.replace("{" + name + "}", facts.extensions[name].schema)
-    bound = TOP_ROWS if query.top else max(1, query.max_series // len(metrics)) + 1
+    many = query.top or query.computes
+    bound = TOP_ROWS if many else max(1, query.max_series // len(metrics)) + 1
     return f"select * from (\n{text}\n) as bounded limit {bound}"  # noqa: S608
 
 

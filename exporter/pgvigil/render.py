@@ -136,7 +136,7 @@ class Layout:
     def __init__(self, statement: Statement, constant: Mapping[str, str]) -> None:
         """`constant` labels stand on every sample."""
         self.shape = _shape(statement)
-        self.template = _template(constant, self.shape.labels)
+        self.template = template(constant, self.shape.labels)
 
     def sheet(self) -> "Sheet":
         """A sheet for one run."""
@@ -174,7 +174,7 @@ class Sheet:
             return
         self.rows += count
         value, span, template = rows.get_value, range(count), layout.template
-        texts = [_label_values([value(row, column) for row in span]) for column in labels]
+        texts = [label_values([value(row, column) for row in span]) for column in labels]
         blocks = (
             list(map(template.__mod__, zip(*texts, strict=True)))
             if texts
@@ -286,7 +286,7 @@ def write(pages: Iterable[Family], *, openmetrics: bool, process: bool = True) -
         yield prometheus_client.generate_latest(_registry)
 
 
-def _template(constant: Mapping[str, str], names: Sequence[str]) -> bytes:
+def template(constant: Mapping[str, str], names: Sequence[str]) -> bytes:
     """A `%` template of a label block and the blank after it, with a place for each name's value.
 
     A constant label gives way to a column of the same name.
@@ -307,10 +307,10 @@ def pair(name: str, value: str) -> bytes:
 
 def label_block(layout: Layout, values: Sequence[bytes]) -> bytes:
     """The label block of a row with these labels."""
-    return layout.template % tuple(_label_values([value])[0] for value in values)
+    return layout.template % tuple(label_values([value])[0] for value in values)
 
 
-def _label_values(column: list[bytes | None]) -> list[bytes]:
+def label_values(column: list[bytes | None]) -> list[bytes]:
     """A column's values as they may stand between quotes: as they are shown, escaped."""
     values = shown_values(column)
     joined = b"".join(values)

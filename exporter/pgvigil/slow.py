@@ -99,7 +99,7 @@ class Place:
     """By query; times of the monotonic clock."""
     results: dict[str, Result] = field(default_factory=dict)
     layouts: dict[str, tuple[Statement, Layout]] = field(default_factory=dict)
-    """Of queries whose rows are chosen in the light of those before."""
+    """Of queries that show their rows in the light of those before."""
     facts: Facts | None = None
     plan: Plan | None = None
     visited: float = 0.0
@@ -404,9 +404,9 @@ class SlowLane:
 
     def _layout(self, place: Place, statement: Statement) -> Layout:
         labels = {"datname": shown(place.database)} if place.database else {}
-        if statement.query.top is None:
+        if statement.query.top is None and not statement.query.computes:
             return self._make_layout(statement, labels)
-        # Its choice of rows depends on the rows before.
+        # What it shows depends on the rows before.
         known = place.layouts.get(statement.query.name)
         if known is None or known[0] != statement:
             known = statement, self._make_layout(statement, labels)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pgvigil import ranking, render
+from pgvigil import computed, render
 from pgvigil.catalogue import Query
 from pgvigil.config import Target
 from pgvigil.errors import QueryFailed
@@ -52,7 +52,7 @@ async def run(target: Target, query: Query, database: str | None, seconds: float
         if query.scope == "database":
             labels["datname"] = facts.database
         trial = Trial(facts, statement.text, plan.losses)
-        sheet = ranking.layout(statement, labels).sheet()
+        sheet = computed.layout(statement, labels, target.latency_limits).sheet()
 
         def take(_: int, rows: Rows) -> None:
             trial.columns = [_text(rows.fname(column)) or "" for column in range(rows.nfields)]

@@ -32,6 +32,8 @@ ORDER = (
     "watch",
     "render",
     "ranking",
+    "latency",
+    "computed",
     "about",
     "trial",
     "landing",

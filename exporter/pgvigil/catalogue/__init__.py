@@ -25,7 +25,18 @@ _COMMENT = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)|'[^']*(?:'|\Z)", re.S)
 _FIRST_WORD = re.compile(r"[\s(]*(select|with|values)\b", re.I)
 _AREA = re.compile(r"[A-Za-z0-9_-]+")
 _OURS = re.compile(r"pgvigil_|process_|python_|pg_(up|down_reason)(_total)?\Z")
+_SUFFIXES = {"counter": ("_created",), "histogram": ("_bucket", "_sum", "_count", "_created")}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+COMPUTES: Mapping[str, Mapping[str, str]] = {
+    "executor_time": {
+        "estimate": "histogram",
+        **dict.fromkeys(("lower", "upper", "undecided", "unresolved", "recreated"), "counter"),
+    },
+    "running_statements": {"now": "gauge", "seen": "counter"},
+}
+"""What can be computed from a query's rows: the columns that metrics may name, with their types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,7 @@ class Metric:
     name: str
     column: str
     type: str
-    """`gauge` or `counter`."""
+    """`gauge` or `counter`; `histogram` for what a query with `computes` gives."""
     help: str
     value: str
     """The SQL expression `{columns}` computes; the column's own name unless the file says more."""
@@ -110,6 +121,10 @@ class Query:
     scope: str = "server"
     """`server`, or `database` for a query that is asked in each database."""
     top: Top | None = None
+    computes: str = ""
+    """What is computed from its rows and those of the runs before; empty for none."""
+    limits: Sequence[float] = ()
+    """The limits, in seconds, that what it computes is told by."""
     opt_in: bool = False
     """Whether it runs only where the configuration enables it."""
     priority: int = 5
@@ -202,6 +217,8 @@ def _queries(document: documents.Document, sound: Any, area: str) -> Iterator[Qu
             every=_seconds(raw.get("every", "0s")),
             scope=raw.get("scope", "server"),
             top=_top(raw["top"]) if {"rows", "by"} <= raw.get("top", {}).keys() else None,
+            computes=raw.get("computes", ""),
+            limits=tuple(map(float, raw.get("limits", ()))),
             opt_in=raw.get("opt_in", False),
             priority=raw.get("priority", 5),
         )
@@ -265,6 +282,7 @@ def _lane_faults(query: Query) -> Iterator[str]:
             yield "scope database opens a connection to each database; say how often with every"
         if "datname" in query.labels:
             yield "scope database adds the label datname by itself; drop it from the labels"
+    yield from _computing_faults(query)
     if query.top is None:
         if named := [metric.name for metric in query.metrics if metric.other]:
             yield f"{named[0]} says other, which belongs to a query with top; drop it"
@@ -275,6 +293,31 @@ def _lane_faults(query: Query) -> Iterator[str]:
         yield f"top.within names {strange[0]!r}, which is no label of this query"
     if query.labels and set(query.labels) == set(query.top.within):
         yield "top.within holds every label, so that nothing is left to choose; drop the last"
+
+
+def _computing_faults(query: Query) -> Iterator[str]:
+    """What is wrong with a query from whose rows something is computed."""
+    if not query.computes:
+        if query.limits:
+            yield "limits belong to a query that computes something; drop them, or say what"
+        if named := [metric.name for metric in query.metrics if metric.type == "histogram"]:
+            yield f"{named[0]} is a histogram, which only a query that computes one gives"
+        return
+    known = COMPUTES[query.computes]
+    if not query.every:
+        yield f"{query.computes} is computed from one run to the next; say how often with every"
+    if query.top or query.scope == "database":
+        yield f"{query.computes} is computed of the whole server; drop top and scope"
+    if tuple(query.labels) != ("datname",):
+        yield f"{query.computes} is told by database; its labels are [datname]"
+    if not query.limits:
+        yield f"{query.computes} is told by limits; name them in seconds, such as [0.1, 1]"
+    if strange := [metric for metric in query.metrics if metric.column not in known]:
+        names = ", ".join(known)
+        yield f"{strange[0].name} names {strange[0].column!r}, which is none of {names}"
+    for metric in query.metrics:
+        if metric.column in known and metric.type != known[metric.column]:
+            yield f"{metric.name} is a {known[metric.column]}, as its column is {metric.column!r}"
 
 
 def _text_faults(query: Query, variant: Variant) -> Iterator[str]:
@@ -291,7 +334,7 @@ def _text_faults(query: Query, variant: Variant) -> Iterator[str]:
     for label in query.labels:
         if label not in words:
             yield f"the label {label!r} is no column of this statement; select it by that name"
-    if COLUMNS not in bare:
+    if COLUMNS not in bare and not query.computes:
         for metric in query.metrics:
             meets = metric.since < variant.until and variant.since < metric.until
             if meets and metric.column not in words:
@@ -335,9 +378,10 @@ def _clashes(queries: Sequence[Query]) -> Iterator[Problem]:
             continue
         for metric in query.metrics:
             # OpenMetrics calls the family of a counter by its name without _total, and keeps the
-            # name with _created for when that began.
+            # name with _created for when that began; a histogram's samples have names of their own.
             family = metric.name.removesuffix("_total")
-            names = (family, f"{family}_created") if metric.type == "counter" else (family,)
+            more = _SUFFIXES.get(metric.type, ())
+            names = (family, *(f"{family}{suffix}" for suffix in more))
             claims = [by_family.setdefault(name, (query, metric)) for name in names]
             if clash := next((claim for claim in claims if claim[1] is not metric), None):
                 owner, other = clash
