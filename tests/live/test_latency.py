@@ -1,0 +1,154 @@
+"""Executor time is told as the server counted it, and what the counters never see beside it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from lab.cluster import BARE, PGVIGIL
+from lab.exporter import Exporter, Page
+from lab.postgres import Server
+
+FreshServer = Callable[..., Server]
+
+NAME = "pg_statement_executor_seconds"
+
+OFF = "storage schema maintenance security replication extensions settings backup resources"
+
+
+@contextmanager
+def watched(server: Server, *words: str) -> Iterator[Exporter]:
+    environment = {"PGVIGIL_DSN": server.conninfo(**PGVIGIL.login), "PGVIGIL_DISABLE": OFF}
+    with Exporter(*words, environment=environment) as exporter:
+        yield exporter
+
+
+def page_where(exporter: Exporter, holds: Callable[[Page], bool], seconds: float = 60) -> Page:
+    """The first page of which something holds."""
+    end = time.monotonic() + seconds
+    while True:
+        page = exporter.scrape()
+        if holds(page):
+            return page
+        assert time.monotonic() < end, "\n".join(
+            line for line in page.body.splitlines() if line.startswith("pg_stat")
+        )
+        time.sleep(0.2)
+
+
+def count(page: Page, database: str = "app") -> float:
+    found = page.series(f"{NAME}_count", datname=database)
+    return sum(found.values()) if found else -1.0
+
+
+def run(server: Server, times: list[float]) -> None:
+    """Have BARE execute pg_sleep for so long each, in milliseconds."""
+    with psycopg.connect(
+        server.conninfo(dbname="app", **BARE.login), autocommit=True
+    ) as connection:
+        for each in times:
+            connection.execute("select pg_sleep(%s)", [each / 1000], prepare=False)
+
+
+@pytest.fixture
+def app(fresh_server: FreshServer, major: int) -> Server:
+    server = fresh_server(major)
+    server.execute("create database app")
+    return server
+
+
+@pytest.mark.parametrize("major", [13, 14, 18])
+def test_counts_and_sums_are_the_servers_own_and_the_truth_lies_between(app: Server) -> None:
+    run(app, [1.0] * 5)
+    with watched(app) as exporter:
+        first = page_where(exporter, lambda page: count(page) >= 0)
+        assert count(first) == 0  # what was before is history
+        view = "select sum(calls), sum(total_exec_time) from pg_stat_statements where dbid = "
+        view += "(select oid from pg_database where datname = 'app')"
+        (before,) = app.execute(view)
+        times = [2.0] * 60 + [130.0] * 6
+        run(app, times)
+        (after,) = app.execute(view)
+        page = page_where(exporter, lambda page: count(page) >= after[0] - before[0])
+        assert count(page) == after[0] - before[0] == len(times)
+        assert page.value(f"{NAME}_sum", datname="app") == pytest.approx(
+            (after[1] - before[1]) / 1000
+        )
+        at = {"datname": "app", "le": "0.1"}
+        lower = page.value(f"{NAME}_bucket_lower_total", **at)
+        upper = page.value(f"{NAME}_bucket_upper_total", **at)
+        assert lower <= 60 <= upper
+        assert lower <= page.value(f"{NAME}_bucket", **at) <= upper
+        # Nothing of ours is in it.
+        assert count(page, "postgres") <= 2
+    assert app.errors_in_log() == []
+
+
+@pytest.mark.parametrize("major", [18])
+def test_an_extension_that_lags_behind_its_server_is_read_as_far_as_it_goes(app: Server) -> None:
+    app.execute("drop extension pg_stat_statements")
+    app.execute("create extension pg_stat_statements version '1.8'")
+    with watched(app) as exporter:
+        page_where(exporter, lambda page: count(page) == 0)
+        run(app, [1.0] * 3)
+        page = page_where(exporter, lambda page: count(page) > 0)
+        assert count(page) == 3
+    assert app.errors_in_log() == []
+
+
+@pytest.mark.parametrize("major", [17])
+def test_after_a_reset_counts_go_on_from_where_they_were(app: Server) -> None:
+    with watched(app) as exporter:
+        page_where(exporter, lambda page: count(page) == 0)
+        run(app, [1.0] * 3)
+        page_where(exporter, lambda page: count(page) == 3)
+        app.execute("select pg_stat_statements_reset()")
+        run(app, [1.0] * 4)
+        assert count(page_where(exporter, lambda page: count(page) > 3)) == 7
+
+
+@pytest.mark.parametrize("major", [18])
+def test_a_stall_shows_in_what_runs_while_the_histogram_says_nothing(app: Server) -> None:
+    app.execute("create table t (n int)", database="app")
+    app.execute("grant all on t to bare", database="app")
+    with watched(app) as exporter:
+        page_where(exporter, lambda page: count(page) == 0)
+        with psycopg.connect(app.conninfo(dbname="app")) as locker:
+            locker.execute("lock table t")
+
+            def wait() -> None:
+                with psycopg.connect(app.conninfo(dbname="app", **BARE.login)) as connection:
+                    connection.execute("select count(*) from t")
+
+            stuck = [threading.Thread(target=wait) for _ in range(3)]
+            for each in stuck:
+                each.start()
+
+            def shown(page: Page) -> bool:
+                name = "pg_stat_activity_running_statements"
+                return sum(page.series(name, datname="app", over="5.0").values()) == 3
+
+            page = page_where(exporter, shown)
+            assert count(page) == 0
+            locker.rollback()
+        for each in stuck:
+            each.join()
+        page = page_where(exporter, lambda page: not shown(page))
+        assert page.value("pg_stat_activity_long_statements_total", datname="app", over="5.0") == 3
+
+
+@pytest.mark.parametrize("major", [18])
+def test_a_limit_of_ones_own_is_an_edge(app: Server, tmp_path: Path) -> None:
+    path = tmp_path / "pgvigil.yml"
+    path.write_text(
+        "targets:\n  main:\n    latency_limits: [0.08]\n    connection:\n"
+        f"      host: 127.0.0.1\n      port: {app.port}\n"
+        "      dbname: postgres\n      user: postgres\n"
+    )
+    with Exporter("--config", str(path)) as exporter:
+        page = page_where(exporter, lambda page: count(page) >= 0)
+    assert page.value(f"{NAME}_bucket", datname="app", le="0.08") == 0
