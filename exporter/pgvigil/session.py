@@ -130,6 +130,11 @@ class Session:
         return not self.pooled and self._facts is not None
 
     @property
+    def known(self) -> bool:
+        """Whether it has told its facts."""
+        return self._facts is not None
+
+    @property
     def tls(self) -> bool:
         """Whether the connection is encrypted."""
         return not self.closed and self._pgconn.ssl_in_use

@@ -358,6 +358,8 @@ class SlowLane:
         try:
             if place.database:
                 self._learn(place, await session.facts(self._deadline(_CONNECT)))
+            elif not session.known:
+                self._compare(await session.facts(self._deadline(_CONNECT)))
             assert place.plan
             resting = self._ledger.resting()
             work = [
@@ -378,6 +380,15 @@ class SlowLane:
         finally:
             if not home:
                 session.close()
+
+    def _compare(self, facts: Facts) -> None:
+        """See whether a new connection leads to what the plan is for; else a scrape must tell.
+
+        A server may have been upgraded since, or given way to its standby.
+        """
+        seen = self._facts
+        if seen and (facts.version, facts.in_recovery) != (seen.version, seen.in_recovery):
+            raise Unreachable(Down.OTHER, "the server is another one than the last scrape saw")
 
     def _learn(self, place: Place, facts: Facts) -> None:
         """Plan for a database, if anything has changed there."""

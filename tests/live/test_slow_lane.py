@@ -290,6 +290,45 @@ def test_after_a_promotion_the_results_are_those_of_a_primary(
         assert not page.series("own_standby")
 
 
+OF_A_VERSION = """
+of_a_version:
+  why: Somebody wants to know.
+  every: 1s
+  max_series: 1
+  sql:
+    - until: 17
+      text: select 17 / (17 - current_setting('server_version_num')::int / 10000) as one
+    - since: 17
+      text: select 1 as one
+  metrics: {own_one: {column: one, type: gauge, help: One.}}
+"""
+
+
+def test_a_server_of_another_version_is_asked_nothing_before_a_scrape_has_seen_it(
+    fresh_server: FreshServer, tmp_path: Path
+) -> None:
+    old, new = fresh_server(16), fresh_server(17)
+    new.stop()
+    with exporter_of(tmp_path, old, OF_A_VERSION) as exporter:
+        page_where(exporter, lambda page: page.series("own_one"))
+        new.port = old.port
+        new.set({})  # writes the port down
+        begin = new.log_position()
+        old.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'pgvigil'"
+        )
+        old.stop("immediate")
+        new.start()
+        # The background comes again by itself, within a minute.
+        new.wait_until(
+            "select exists (select from pg_stat_activity where usename = 'pgvigil')", timeout=90
+        )
+        time.sleep(2)
+        assert new.errors_in_log(begin) == []
+        page_where(exporter, lambda page: page.series("own_one"))
+        assert new.errors_in_log(begin) == []
+
+
 def test_what_runs_where_is_explained(server: Server, tmp_path: Path) -> None:
     own = OWN + ROLES
     with exporter_of(tmp_path, server, own, disable=["own.size"]) as exporter:
