@@ -98,7 +98,7 @@ _NO_STATEMENTS = r'ERROR:  .*"?[\w.]*pg_stat_statements\w*(\(|"? does not exist)
 def _of_statements(series: Series) -> bool:
     name, labels = series
     asked = ("statements", "queries.")  # a page may tell of its own queries
-    return "statements" in name or any(word in value for _, value in labels for word in asked)
+    return "statement" in name or any(word in value for _, value in labels for word in asked)
 
 
 def _may_be_lost(series: Series) -> bool:
