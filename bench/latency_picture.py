@@ -34,8 +34,10 @@ def draw(verdicts: Sequence[Verdict], stalled: Sequence[tuple[float, float]], pa
         at, [v.naive * 100 for v in verdicts], ":", color="tab:red", label="mean of each statement"
     )
     shares.axhline(5, color="grey", linewidth=0.8)
-    shares.set_title("calls over 100 ms in each window, %: a statement that gets slower and slower")
-    shares.legend(loc="upper left", fontsize=8)
+    shares.set_title(
+        "calls over 100 ms in each window, %, while a statement gets slower and faster"
+    )
+    shares.legend(loc="upper center", fontsize=8)
     running.step(
         [moment - zero for moment, _ in stalled], [count for _, count in stalled], where="post"
     )
