@@ -24,7 +24,7 @@ def layout(statement: Statement, constant: Mapping[str, str], limits: Sequence[f
 
     `constant` labels stand on every sample; `limits`, in seconds, are those of the operator's own.
     """
-    kind = _KINDS.get(statement.query.computes)
+    kind = KINDS.get(statement.query.computes)
     return kind(statement, constant, limits) if kind else ranking.layout(statement, constant)
 
 
@@ -267,10 +267,11 @@ class RunningStatements(Computed):
                 yield "", (name, limit), count
 
 
-_KINDS: Mapping[str, type[Computed]] = {
+KINDS: Mapping[str, type[Computed]] = {
     "executor_time": ExecutorTime,
     "running_statements": RunningStatements,
 }
+"""By what a query computes."""
 
 
 def _text(value: bytes | None) -> str:

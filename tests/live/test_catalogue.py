@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 from pgvigil import catalogue, grants
+from pgvigil.computed import KINDS
 
 from lab.binaries import UnavailableError
 from lab.catalogue import Outcome, asking
@@ -121,7 +122,9 @@ def test_every_scrape_works_for_every_user_and_the_server_log_stays_clean(
         assert page.series("pgvigil_query_failures_total") == {}, name
         assert page.series("pgvigil_query_dropped_samples_total") == {}, name
 
-        promised = {m.name for q in QUERIES for m in q.metrics if m.fits(server.major)}
+        promised = {
+            name for q in QUERIES for m in q.metrics if m.fits(server.major) for name in samples(m)
+        }
         exposed = {n for n in page.names if n.startswith("pg_")}
         assert exposed - promised == {"pg_up", "pg_down_reason"}, name
         refused = skipped(page)
@@ -132,6 +135,15 @@ def test_every_scrape_works_for_every_user_and_the_server_log_stays_clean(
                 assert {q for q, r in refused.items() if r == "function"} <= GRANTED
             assert {q.name for q in QUERIES if q.role not in ("any", role)} <= set(refused)
     assert errors == []
+
+
+def samples(metric: catalogue.Metric) -> Iterator[str]:
+    """The names under which a metric's samples stand."""
+    if metric.type != "histogram":
+        yield metric.name
+        return
+    for suffix in ("bucket", "sum", "count"):
+        yield f"{metric.name}_{suffix}"
 
 
 def skipped(page: Page) -> dict[str, str]:
@@ -187,6 +199,8 @@ def faults(outcome: Outcome) -> Iterator[str]:
         return
     values = {metric.column for metric in metrics}
     promised = {*query.labels, *values}
+    if query.computes:
+        values, promised = set(), set(KINDS[query.computes].columns)
     if missing := promised - set(outcome.columns):
         yield f"is missing {sorted(missing)}"
     chosen_by = query.top.by if query.top else ()
@@ -194,9 +208,10 @@ def faults(outcome: Outcome) -> Iterator[str]:
         yield f"has columns for nothing: {sorted(idle)}"
     if twice := [name for name, times in Counter(outcome.columns).items() if times > 1]:
         yield f"has two columns {twice}"
-    if not query.top and len(outcome.rows) > outcome.statement.max_rows:
+    if not (query.top or query.computes) and len(outcome.rows) > outcome.statement.max_rows:
         yield f"has more than {outcome.statement.max_rows} rows"
-    rows = Counter(tuple(row.get(label) for label in query.labels) for row in outcome.rows)
+    keys = ("key", "datname") if query.computes else query.labels
+    rows = Counter(tuple(row.get(key) for key in keys) for row in outcome.rows)
     if twice := [str(labels) for labels, times in rows.items() if times > 1]:
         yield f"has rows with the same labels: {twice[:5]}"
     counters = {metric.column for metric in metrics if metric.type == "counter"}
