@@ -47,7 +47,11 @@ def _silent_amid(scene: Scene) -> Iterator[None]:
     scene.line.thaw()
 
 
-_LOST = "connection to client lost|could not (send data to|receive data from) client"
+# Who gives up at a deadline may have what it asked cancelled, which the server tells as well.
+_LOST = (
+    "connection to client lost|could not (send data to|receive data from) client"
+    "|canceling statement due to user request"
+)
 
 SCENARIOS = (
     Scenario("the network turns into a black hole", _black_hole, "down", line=True, provoked=_LOST),

@@ -79,7 +79,7 @@ SCENARIOS = (
         "the server stands still in mid-scrape",
         _stands_still,
         "down",
-        provoked="connection to client lost",
+        provoked="connection to client lost|canceling statement due to user request",
     ),
     Scenario("the server is restarted", _restarted, provoked="terminating connection"),
     Scenario("the server is stopped", _stopped, "down", provoked="terminating connection"),
