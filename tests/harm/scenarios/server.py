@@ -74,6 +74,9 @@ def _end_sessions(scene: Scene) -> None:
     )
 
 
+# Who looks whether a server is back may come while it starts or ends, and it says so in its log.
+_COMING_OR_GOING = "terminating connection|the database system is"
+
 SCENARIOS = (
     Scenario(
         "the server stands still in mid-scrape",
@@ -81,14 +84,15 @@ SCENARIOS = (
         "down",
         provoked="connection to client lost|canceling statement due to user request",
     ),
-    Scenario("the server is restarted", _restarted, provoked="terminating connection"),
-    Scenario("the server is stopped", _stopped, "down", provoked="terminating connection"),
+    Scenario("the server is restarted", _restarted, provoked=_COMING_OR_GOING),
+    Scenario("the server is stopped", _stopped, "down", provoked=_COMING_OR_GOING),
     Scenario(
         "the server crashes during a scrape",
         _crashed,
         "down",
         # A crash loses the statistics, and what has not happened since is not told.
         concerned=lambda series: series[0].startswith("pg_stat_io_"),
+        provoked=_COMING_OR_GOING,
     ),
     Scenario(
         "others take every connection",

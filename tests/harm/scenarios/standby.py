@@ -135,7 +135,7 @@ SCENARIOS = (
         before=_with_standby,
         truth=_stood_by,
         concerned=_left_to_primary,
-        provoked="terminating connection",
+        provoked="terminating connection|the database system is",
     ),
     Scenario(
         "a standby cancels who stands in the way of replay",
