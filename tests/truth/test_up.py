@@ -226,9 +226,13 @@ def watching(server: Server, **connection: str) -> Exporter:
 
 def hang_up_on_us(server: Server) -> None:
     """End the exporter's connections, so that it has to make new ones."""
-    ours = "from pg_stat_activity where application_name = 'pgvigil'"
-    server.execute(f"select pg_terminate_backend(pid) {ours}")
-    server.wait_until(f"select count(*) = 0 {ours}")
+    ended = server.execute(
+        "select pid, pg_terminate_backend(pid)"
+        " from pg_stat_activity where application_name = 'pgvigil'"
+    )
+    # The background may have come again by now.
+    pids = ", ".join(str(pid) for pid, _ in ended) or "0"
+    server.wait_until(f"select count(*) = 0 from pg_stat_activity where pid in ({pids})")
 
 
 def assert_up(page: Page) -> None:
