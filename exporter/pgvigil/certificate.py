@@ -48,6 +48,7 @@ async def expiry(peer: Peer, seconds: float) -> float | None:
                     der = tls.getpeercert(binary_form=True)
             finally:
                 writer.close()
+            await writer.wait_closed()  # after TLS it takes the server's goodbye
     return not_after(der) if der else None
 
 

@@ -320,10 +320,6 @@ class Statements:
         """Whether the last read had every entry, so that one not in it was not there."""
         self._started = self._reset = ""
 
-    def __len__(self) -> int:
-        """How many entries are known."""
-        return len(self._entries)
-
     def begin(self, started: str, reset: str) -> None:
         """A read begins, of a server that was started, and whose entries were reset, then."""
         if self._next:  # the last read broke off: what it had is newer
