@@ -1,4 +1,4 @@
-"""Fetches a PostgreSQL server from any suite of Debian into .cache, beside what is installed.
+"""Fetches programs from any suite of Debian into .cache, beside what is installed.
 
 It asks for no root and no chroot: the programs run with the suite's own libc and libraries.
 """
@@ -13,30 +13,36 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-CACHE = Path(__file__).resolve().parents[1] / ".cache"
+CACHE = (Path(__file__).resolve().parents[1] / ".cache").resolve()
 
 _SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
 _KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
-_FOLLOWED = re.compile(r"lib(?!gdal|sfcgal)|zlib|postgresql-(client-)?\d")
+_FOLLOWED = re.compile(r"lib(?!gdal|sfcgal|elogind)|zlib|postgresql-(client-)?\d")
 """Which dependencies are fetched: what programs are linked with, not what packages are set up by.
 
 GDAL and SFCGAL bring most of what PostGIS asks for, and only its extensions for rasters and solids
-load them.
+load them. elogind's library takes the place of systemd's, which is there.
 """
 
 _TIMEOUT_SECONDS = 300
 
+SERVER = "usr/lib/postgresql/*/bin"
+"""Where a package has the programs of a PostgreSQL server."""
 
-def fetch(name: str, suites: Sequence[str], packages: Sequence[str]) -> Path:
-    """Return the folder with the server's programs, kept in .cache under a name.
 
-    The packages, which may say `package/suite`, bring the libraries they depend on. Raises
-    RuntimeError when this is not a Debian with apt and its keys, or something cannot be fetched.
+def fetch(
+    name: str, suites: Sequence[str], packages: Sequence[str], programs: str = SERVER
+) -> Path:
+    """Return the folder with the programs, kept in .cache under a name.
+
+    The packages, which may say `package/suite`, bring the libraries they depend on; `programs` is
+    the one folder of theirs whose programs shall run. Raises RuntimeError when this is not a Debian
+    with apt and its keys, or something cannot be fetched.
     """
     cache = _cache()
     tree = cache / name
-    wanted = f"{' '.join(suites)}: {' '.join(packages)}\n"
+    wanted = f"{' '.join(suites)}: {' '.join(packages)}: {programs}\n"
     with (cache / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made_of = tree / "packages"
@@ -47,11 +53,11 @@ def fetch(name: str, suites: Sequence[str], packages: Sequence[str]) -> Path:
                 unpacked = work / "unpacked"
                 for package in sorted(work.glob("*.deb")):
                     _run(["dpkg-deb", "-x", str(package), str(unpacked)], work)
-                _set_up(unpacked, tree)
+                _set_up(unpacked, tree, programs)
                 (unpacked / "packages").write_text(wanted)
                 shutil.rmtree(tree, ignore_errors=True)
                 unpacked.rename(tree)
-    return _programs(tree)
+    return next(tree.glob(programs))
 
 
 def _cache() -> Path:
@@ -68,11 +74,6 @@ def _cache() -> Path:
     if place.is_symlink() or place.stat().st_uid != os.getuid():
         raise RuntimeError(f"{place} belongs to somebody else")
     return place
-
-
-def _programs(tree: Path) -> Path:
-    """Return the folder with the programs of the one server in a tree."""
-    return next(tree.glob("usr/lib/postgresql/*/bin"))
 
 
 def _download(work: Path, suites: Sequence[str], packages: Sequence[str]) -> None:
@@ -122,21 +123,28 @@ def _with_libraries(work: Path, packages: Sequence[str]) -> list[str]:
     return sorted(found.values())
 
 
-def _set_up(unpacked: Path, tree: Path) -> None:
+def _set_up(unpacked: Path, tree: Path, programs: str) -> None:
     """Do what the packages' scripts would, and make the programs run from where they will lie.
 
     A script in each program's place runs it with its own libc and libraries, under its own name,
-    by which PostgreSQL finds what belongs to it.
+    by which PostgreSQL finds what belongs to it. What is no program for the loader, such as a
+    script, stays in its place.
     """
+    if (old := unpacked / "lib").is_dir():  # before trixie some libraries still went there
+        shutil.copytree(old, unpacked / "usr" / "lib", symlinks=True, dirs_exist_ok=True)
+        shutil.rmtree(old)
     for control in unpacked.glob("usr/share/postgresql/*/extension/postgis*-3.control"):
         control.with_name(control.name.replace("-3.", ".")).symlink_to(control.name)
     loader = next(unpacked.glob("usr/lib/*-linux-gnu/ld-linux-*.so.*"))
     libraries = tree / loader.parent.relative_to(unpacked)
-    programs = _programs(unpacked)
-    wrapped = programs.rename(programs.with_name("wrapped"))
-    programs.mkdir()
-    for program in wrapped.iterdir():
-        script = programs / program.name
+    folder = next(unpacked.glob(programs))
+    wrapped = folder.rename(folder.with_name("wrapped"))
+    folder.mkdir()
+    for program in list(wrapped.iterdir()):
+        script = folder / program.name
+        if program.is_symlink() or program.read_bytes()[:4] != b"\x7fELF":
+            program.rename(script)
+            continue
         script.write_text(
             f"#!/bin/sh\nexec {libraries / loader.name} --library-path {libraries} "
             f"--argv0 {tree / script.relative_to(unpacked)} "
