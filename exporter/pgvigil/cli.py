@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -22,14 +23,17 @@ from pgvigil import (
     catalogue,
     computed,
     config,
+    entry,
     grants,
+    job,
+    record,
     render,
     serve,
 )
 from pgvigil.collect import Collector
 from pgvigil.config import Settings, Target, Told
 from pgvigil.door import Door
-from pgvigil.errors import Problem, Refused, Unreachable
+from pgvigil.errors import Problem, QueryFailed, Refused, Unreachable, printable
 from pgvigil.plan import Facts, Plan, Statement, disabled, make_plan, wanted
 from pgvigil.session import Session
 
@@ -43,9 +47,11 @@ _log = structlog.get_logger()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (it failed) or 2 (it was refused)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    told = _parser().parse_args(words)
+    words, command = _apart(words)
+    told = _parser().parse_args(words, argparse.Namespace(command=command))
     if told.dsn and config.has_password(told.dsn):
-        _hide(words, told.dsn)
+        _hide(words, command, told.dsn)
+    told.environment = dict(os.environ)
     # libpq would take the user's name; a monitoring role has no database of its own.
     os.environ.setdefault("PGDATABASE", "postgres")
     _log_to_stderr(told.log_level)
@@ -63,7 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _hide(words: Sequence[str], dsn: str) -> None:
+def _apart(words: list[str]) -> tuple[list[str], list[str]]:
+    """Our own words, and the command that `record` is to run."""
+    if words[:1] != ["record"] or "--" not in words:
+        return words, []
+    end = words.index("--")
+    return words[:end], words[end + 1 :]
+
+
+def _hide(words: Sequence[str], command: Sequence[str], dsn: str) -> None:
     """Start anew with the connection string in the environment, where other users cannot read it.
 
     Everybody on the machine can read a command line, for as long as the process lives.
@@ -81,6 +95,8 @@ def _hide(words: Sequence[str], dsn: str) -> None:
     )
     sys.stderr.flush()
     os.environ["PGVIGIL_DSN"] = dsn
+    if command:
+        kept += ["--", *command]
     os.execv(sys.executable, [sys.executable, "-m", "pgvigil", *kept])  # noqa: S606
 
 
@@ -247,12 +263,66 @@ def _reference(told: argparse.Namespace) -> int:
     return 0
 
 
+def _record(told: argparse.Namespace) -> int:
+    if told.runs != bool(told.command):
+        print("--run wants a command behind --, and no other does", file=sys.stderr)
+        return USAGE_ERROR
+    if told.runs and (told.started or told.ended):
+        print("--run knows itself when the command started and ended", file=sys.stderr)
+        return USAGE_ERROR
+    row = entry.told(told)
+    code = None
+    if told.runs:
+        # First of all: no fault of ours may keep a backup from being taken.
+        ended = job.run(told.command, told.environment)
+        code = ended.code
+        note = "; ".join(part for part in (told.note, printable(ended.note)) if part)
+        row = replace(
+            row,
+            ok=not code,
+            lasted=ended.seconds,
+            tool=told.tool or printable(Path(told.command[0]).name)[: record.TOOL_LENGTH],
+            note=note[: record.NOTE_LENGTH],
+        )
+    address = ""
+    try:
+        target = _one(told)
+        address = target.address
+        asyncio.run(record.write(target, row))
+    except Refused as error:
+        print("\n".join(map(str, error.problems)), file=sys.stderr)
+        failed = USAGE_ERROR
+    except (Unreachable, QueryFailed) as error:
+        print(printable(f"{address}: {error.detail}"), file=sys.stderr)
+        failed = FAILURE
+    else:
+        return code or 0
+    print(f"pgvigil: the {row.kind} was NOT recorded", file=sys.stderr)
+    return failed if code is None else code
+
+
+def _one(told: argparse.Namespace) -> Target:
+    """The target that is meant; Refused where there are several and none is named."""
+    targets = config.settle(Told(told.config, told.dsn), os.environ).targets
+    meant = [t for t in targets if told.target in (None, t.name)]
+    if len(meant) != 1:
+        names = ", ".join(sorted(target.name for target in targets))
+        raise Refused([Problem("--target", None, f"must be one of the configuration: {names}")])
+    return meant[0]
+
+
 def _grants(told: argparse.Namespace) -> int:
-    if not told.role.isprintable():
+    if not (told.role + told.record_role).isprintable():
         print("a role's name must be printable here: it stands in comments too", file=sys.stderr)
         return USAGE_ERROR
     parts = [part for part in grants.PARTS if told.all or getattr(told, part)]
-    print(grants.script(told.role, parts, create=told.all or not parts), end="")
+    if "record" in parts and told.role == told.record_role:
+        print("the role that watches may not write; name another --record-role", file=sys.stderr)
+        return USAGE_ERROR
+    script = grants.script(
+        told.role, parts, create=told.all or not parts, record_role=told.record_role
+    )
+    print(script, end="")
     return 0
 
 
@@ -345,13 +415,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pgvigil {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    common = _Parser(add_help=False, allow_abbrev=False)
-    common.add_argument("--config", type=Path, help="YAML file with targets (or PGVIGIL_CONFIG)")
-    common.add_argument(
+    whom = _Parser(add_help=False, allow_abbrev=False)
+    whom.add_argument("--config", type=Path, help="YAML file with targets (or PGVIGIL_CONFIG)")
+    whom.add_argument(
         "--dsn",
         help="connection string or URI of one target (or PGVIGIL_DSN, where a password belongs); "
         "without it, libpq's own environment and files say whom to watch",
     )
+    common = _Parser(add_help=False, allow_abbrev=False, parents=[whom])
     common.add_argument(
         "--catalogue",
         type=Path,
@@ -415,6 +486,13 @@ def _parser() -> argparse.ArgumentParser:
             for part, text in grants.PARTS.items():
                 made.add_argument(f"--{part}", action="store_true", help=f"instead, {text}")
             made.add_argument("--all", action="store_true", help="the role and all of these")
+            made.add_argument(
+                "--record-role",
+                default=grants.DEFAULT_RECORD_ROLE,
+                help="the role that may add to the record (default %(default)s)",
+            )
+        if name == "record":
+            entry.words(made)
 
     command("serve", _serve, "Serve the metrics of one or more servers.", common)
     command("check", _check, "Check configuration and catalogue, without any server.", common)
@@ -424,4 +502,5 @@ def _parser() -> argparse.ArgumentParser:
     command("reference", _reference, "Print the reference of all metrics as Markdown.")
     command("query", _query, "Run one query on a server: its rows, and their series.", common)
     command("grants", _grants, "Print the SQL that makes a role for monitoring.")
+    command("record", _record, "Write down that a backup, a drill or a check was done.", whom)
     return parser

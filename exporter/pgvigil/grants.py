@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 DEFAULT_ROLE = "pgvigil"
+DEFAULT_RECORD_ROLE = "pgvigil_record"
 
 ROLE = """\
 -- A role for pgvigil: it sees all statistics, and no rows of anybody's tables.
@@ -158,6 +159,109 @@ REVOKE ALL ON FUNCTION pgvigil.column_widths() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION pgvigil.column_widths() TO {role};
 """
 
+RECORD = """\
+-- The record: what no statistics tell, written down by the jobs that do it. Members of
+-- {record_role} add rows to the table pgvigil.record; they can neither read, change nor remove any,
+-- nor say who wrote a row and when. For a job on another machine, for example:
+--   CREATE ROLE backup_job LOGIN IN ROLE {record_role};
+-- The function discloses to {role} kind, place, tool, times, outcome and size of the
+-- newest row and the newest good one of each kind and place, and no notes.
+DO $$
+BEGIN
+  IF EXISTS (
+    SELECT FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_roles AS r ON r.oid = c.relowner
+    WHERE n.nspname = 'pgvigil' AND c.relname = 'record'
+      AND (c.relkind <> 'r' OR NOT r.rolsuper AND r.rolname <> current_user)
+  ) THEN
+    RAISE EXCEPTION 'pgvigil.record is no table, or belongs to somebody else, who could forge it';
+  END IF;
+  CREATE ROLE {record_role} NOLOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS;
+EXCEPTION WHEN duplicate_object THEN
+  NULL;
+END $$;
+CREATE TABLE IF NOT EXISTS pgvigil.record (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  kind text COLLATE "C" NOT NULL CONSTRAINT record_kind CHECK (kind IN (
+    'backup', 'restore_verification', 'failover_drill', 'integrity_check', 'attestation')),
+  place text COLLATE "C" NOT NULL DEFAULT ''
+    CONSTRAINT record_place CHECK (pg_catalog.char_length(place) <= 100),
+  started timestamptz CONSTRAINT record_started CHECK (started >= '2000-01-01 00:00:00+00'),
+  ended timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  ok boolean NOT NULL,
+  size_bytes bigint CONSTRAINT record_size_bytes CHECK (size_bytes >= 0),
+  recovery_point timestamptz,
+  window_start timestamptz,
+  tool text NOT NULL DEFAULT '' CONSTRAINT record_tool CHECK (pg_catalog.char_length(tool) <= 60),
+  note text NOT NULL DEFAULT '' CONSTRAINT record_note CHECK (pg_catalog.char_length(note) <= 1000),
+  recorded timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  recorded_by name NOT NULL DEFAULT session_user,
+  CONSTRAINT record_order CHECK (started <= ended),
+  -- Clocks may differ by some minutes; what lies in the future would look fresh for too long.
+  CONSTRAINT record_ended CHECK (
+    ended >= '2000-01-01 00:00:00+00' AND ended <= recorded + interval '10 minutes'),
+  CONSTRAINT record_recovery_point CHECK (recovery_point >= '2000-01-01 00:00:00+00'
+    AND recovery_point <= recorded + interval '10 minutes'),
+  CONSTRAINT record_window_start CHECK (window_start >= '2000-01-01 00:00:00+00'
+    AND window_start <= coalesce(recovery_point, recorded + interval '10 minutes'))
+);
+CREATE INDEX IF NOT EXISTS record_newest ON pgvigil.record (kind, place, ended DESC, id DESC);
+CREATE INDEX IF NOT EXISTS record_newest_good ON pgvigil.record (kind, place, ended DESC, id DESC)
+  WHERE ok;
+REVOKE ALL ON TABLE pgvigil.record FROM PUBLIC, {record_role}, {role};
+GRANT INSERT (kind, place, started, ended, ok, size_bytes, recovery_point, window_start, tool, note)
+  ON TABLE pgvigil.record TO {record_role};
+-- It steps from place to place by the index, however many rows there are: at most 1,000 places of
+-- each kind are looked at, and 300 rows told, the latest of each kind before the second latest.
+DROP FUNCTION IF EXISTS pgvigil.newest_records();
+CREATE FUNCTION pgvigil.newest_records(
+    OUT kind text, OUT place text, OUT tool text, OUT ok boolean,
+    OUT started timestamptz, OUT ended timestamptz,
+    OUT good_started timestamptz, OUT good_ended timestamptz, OUT good_size_bytes bigint,
+    OUT good_recovery_point timestamptz, OUT good_window_start timestamptz) RETURNS SETOF record
+  LANGUAGE sql STABLE SECURITY DEFINER ROWS 100 SET search_path = pg_catalog, pg_temp
+  SET enable_seqscan = off SET enable_bitmapscan = off
+  AS $$
+    WITH RECURSIVE places AS (
+      SELECT kinds.kind, first.place, 1 AS step
+      FROM pg_catalog.unnest(ARRAY['backup', 'restore_verification', 'failover_drill',
+        'integrity_check', 'attestation']) AS kinds (kind)
+      CROSS JOIN LATERAL (
+        SELECT r.place FROM pgvigil.record AS r WHERE r.kind = kinds.kind
+        ORDER BY r.kind, r.place LIMIT 1
+      ) AS first
+      UNION ALL
+      SELECT p.kind, next.place, p.step + 1
+      FROM places AS p
+      CROSS JOIN LATERAL (
+        SELECT r.place FROM pgvigil.record AS r WHERE r.kind = p.kind AND r.place > p.place
+        ORDER BY r.kind, r.place LIMIT 1
+      ) AS next
+      WHERE p.step < 1000
+    )
+    SELECT p.kind, p.place, newest.tool, newest.ok, newest.started, newest.ended,
+      good.started, good.ended, good.size_bytes, good.recovery_point, good.window_start
+    FROM places AS p
+    CROSS JOIN LATERAL (
+      SELECT r.tool, r.ok, r.started, r.ended FROM pgvigil.record AS r
+      WHERE r.kind = p.kind AND r.place = p.place
+      ORDER BY r.kind, r.place, r.ended DESC, r.id DESC LIMIT 1
+    ) AS newest
+    LEFT JOIN LATERAL (
+      SELECT r.started, r.ended, r.size_bytes, r.recovery_point, r.window_start
+      FROM pgvigil.record AS r
+      WHERE r.kind = p.kind AND r.place = p.place AND r.ok
+      ORDER BY r.kind, r.place, r.ended DESC, r.id DESC LIMIT 1
+    ) AS good ON true
+    ORDER BY pg_catalog.row_number() OVER (
+      PARTITION BY p.kind ORDER BY newest.ended DESC, p.place), p.kind
+    LIMIT 300
+  $$;
+REVOKE ALL ON FUNCTION pgvigil.newest_records() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION pgvigil.newest_records() TO {role};
+"""
+
 SEQUENCES = """\
 -- Sequences: discloses to the role where each sequence of this database stands, which pg_monitor
 -- does not. For sequences to come, run it again, or have those who make them say
@@ -191,15 +295,20 @@ PARTS = {
     "security": "what findings on passwords and pg_hba.conf need",
     "host": "what figures of the server's machine need",
     "sequences": "what the use of sequences needs",
+    "record": "where jobs write down backups, drills and checks, and a role that may add to it",
 }
 """What may be granted beyond the role itself, and what for."""
 
 
-def script(role: str, parts: Collection[str] = (), *, create: bool = True) -> str:
+def script(
+    role: str,
+    parts: Collection[str] = (),
+    *,
+    create: bool = True,
+    record_role: str = DEFAULT_RECORD_ROLE,
+) -> str:
     """The SQL that creates a role, unless told not to, and grants it some of PARTS."""
-    # Any other name may be a key word, such as user.
-    quoted = role if role == DEFAULT_ROLE else '"' + role.replace('"', '""') + '"'
-    functions = {"bloat": BLOAT, "security": SECURITY, "host": HOST}
+    functions = {"bloat": BLOAT, "security": SECURITY, "host": HOST, "record": RECORD}
     wanted = [text for part, text in functions.items() if part in parts]
     if wanted:
         wanted = [SCHEMA, *wanted]
@@ -207,4 +316,16 @@ def script(role: str, parts: Collection[str] = (), *, create: bool = True) -> st
         wanted.append(SEQUENCES)
     if wanted:
         wanted = [_PLACE, *wanted, "COMMIT;\n"]
-    return "".join([ROLE, *wanted] if create else wanted).format(role=quoted)
+    return "".join([ROLE, *wanted] if create else wanted).format(
+        role=_quoted(role), record_role=_quoted(record_role)
+    )
+
+
+def _quoted(role: str) -> str:
+    """A role's name as SQL writes it, also within what dollars quote."""
+    if role in (DEFAULT_ROLE, DEFAULT_RECORD_ROLE):
+        return role  # any other may be a key word, such as user
+    text = role.replace('"', '""')
+    if "$" not in role:
+        return f'"{text}"'
+    return 'U&"' + text.replace("\\", "\\\\").replace("$", "\\0024") + '"'

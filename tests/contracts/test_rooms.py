@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     "errors",
     "grants",
+    "job",
     "documents",
     "standards",
     "config",
@@ -24,6 +25,8 @@ ORDER = (
     "plan",
     "certificate",
     "connect",
+    "record",
+    "entry",
     "facts",
     "session",
     "lane",
@@ -50,7 +53,12 @@ DOORS = {
     "isal": {"serve"},
     "jsonschema": {"documents"},
     "prometheus_client": {"render"},
-    "psycopg": {"connect", "session", "config"},  # config has libpq read connection strings
+    "psycopg": {
+        "connect",
+        "record",
+        "session",
+        "config",
+    },  # config has libpq read connection strings
     "structlog": {*ORDER, *BESIDE},
     "yaml": {"documents"},
 }

@@ -422,8 +422,8 @@ def test_the_printed_scripts_run_again_and_show_no_more_than_they_say(
         columns = server.execute("select * from pgvigil.password_kinds() where rolname = 'bare'")
         assert columns == [("bare", "scram-sha-256")]
     finally:
-        server.execute('drop owned by "Some ""role"""; drop role "Some ""role"""')
         server.execute("drop schema pgvigil cascade")
+        server.execute('drop owned by "Some ""role"""; drop role "Some ""role""", pgvigil_record')
 
 
 @pytest.mark.parametrize(
@@ -437,11 +437,19 @@ def test_the_printed_scripts_run_again_and_show_no_more_than_they_say(
         ),
         (("--host",), {"pgvigil.host_file(text)"}, {"CREATE ROLE", "password_kinds"}),
         (
-            ("--all",),
-            {"CREATE ROLE", "pgvigil.hba_rules()", "pgvigil.host_file(text)", "ALL SEQUENCES"},
+            ("--all", "--record-role", "writer"),
+            {
+                *("CREATE ROLE", "pgvigil.hba_rules()", "pgvigil.host_file(text)"),
+                *("ALL SEQUENCES", "pgvigil.newest_records()"),
+            },
             {"TO pgvigil"},
         ),
         (("--sequences",), {"ALL SEQUENCES"}, {"CREATE ROLE", "CREATE SCHEMA"}),
+        (
+            ("--record",),
+            {"CREATE ROLE pgvigil_record NOLOGIN", "CREATE TABLE IF NOT EXISTS pgvigil.record"},
+            {"CREATE ROLE watcher", "password_kinds"},
+        ),
     ],
 )
 def test_the_command_prints_what_is_asked_for(
