@@ -47,6 +47,8 @@ def start(place: Path) -> Iterator[Callable[..., Demo]]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                # Under nohup the tests ignore the end of a terminal, and what they start would.
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
             )
             started.enter_context(process)
             started.callback(process.terminate)
