@@ -41,7 +41,7 @@ _LOAD = "load"
 _HBA = ("host all all 127.0.0.1/32 trust", "host replication postgres 127.0.0.1/32 trust")
 _QUERY = "queries.statement_latency"
 _COLUMNS = (
-    *("key", "queryid", "datname", "calls", "total", "smallest", "largest"),
+    *("key", "datname", "calls", "total", "smallest", "largest"),
     *("mean", "deviation", "since", "extremes_since", "started", "reset_time", "control"),
 )
 _OFF = (
@@ -616,7 +616,7 @@ def _from_result_to_text(layout: Computed, entries: Sequence[Entry]) -> float:
     """Milliseconds of CPU that a run takes once the server's answer is there."""
     lines = [
         [
-            *(f"10 5 {number}", str(number), "app", *map(repr, entry[:6])),
+            *(f"10 5 {number}", "app", *map(repr, entry[:6])),
             *("2026-11-21 12:00:00+00", "2026-11-21 12:00:00+00", "1", "2026-11-21 12:00:00+00"),
             "{1,2,3}",
         ]
@@ -632,7 +632,7 @@ def _from_result_to_text(layout: Computed, entries: Sequence[Entry]) -> float:
 
 
 def _feed(statements: Statements, entries: Sequence[Entry]) -> None:
-    statements.begin("started", "reset")
+    statements.begin(b"started", b"reset")
     for number, entry in enumerate(entries):
         statements.take(number, "app", entry)
     statements.end(whole=True)

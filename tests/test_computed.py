@@ -15,7 +15,7 @@ from lab.results import FLOAT8, INT8, TEXT, Column, rows
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 NAMES = (
-    *("key", "queryid", "datname", "calls", "total", "smallest", "largest"),
+    *("key", "datname", "calls", "total", "smallest", "largest"),
     *("mean", "deviation", "since", "extremes_since", "started", "reset_time", "control"),
 )
 
@@ -52,10 +52,10 @@ def read(layout: Computed, *entries: Entry, control: str = "", started: str = "1
     """One run that finds these entries, and the database `idle` without any."""
     columns: list[list[bytes | None]] = [[] for _ in NAMES]
     for key, database, *numbers in entries:
-        line = [key, key, database, *map(repr, numbers), None, None, started, None, control or None]
+        line = [key, database, *map(repr, numbers), None, None, started, None, control or None]
         for column, value in zip(columns, line, strict=True):
             column.append(None if value is None else str(value).encode())
-    none: list[str | None] = [None, None, "idle", *[None] * 8, started, None, control or None]
+    none: list[str | None] = [None, "idle", *[None] * 8, started, None, control or None]
     for column, value in zip(columns, none, strict=True):
         column.append(None if value is None else value.encode())
     sheet = layout.sheet()
@@ -208,3 +208,74 @@ def test_a_look_that_breaks_off_counts_nothing_twice() -> None:
     found = running(layout, a=3.0)
     seen = "pg_stat_activity_long_statements_total"
     assert found[seen, labels(datname="app", over="1.0")] == 1
+
+
+def test_reads_that_did_not_come_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    layout = laid_out("queries.statement_latency")
+    found = {}
+    for passed in (0.0, 14.0, 15.0, 46.0):
+        clock[0] += passed
+        found = samples(read(layout))
+    name = "pg_statement_executor_missed_reads_total"
+    assert found[name, labels(datname="idle")] == 2
+
+
+EDGES = "{{0.000 - 1.000}, (1.000 - 80.000}, (80.000 - 120.000}, (120.000 - ...}}"
+
+
+def read_buckets(
+    layout: Computed, *buckets: tuple[str, float, str, float], edges: str = EDGES
+) -> Samples:
+    """One run on pg_stat_monitor: database, when the bucket began, its counts and milliseconds."""
+    lines = [*buckets, ("idle", None, None, None)]
+    columns = [
+        [None if v is None else str(v).encode() for v in c] for c in zip(*lines, strict=True)
+    ]
+    columns += [[text.encode()] * len(lines) for text in ("1", edges)]
+    names = ("datname", "bucket", "counts", "total", "started", "edges")
+    sheet = layout.sheet()
+    assert isinstance(sheet, ComputedSheet)
+    sheet.add(rows(*(Column(n, TEXT, c) for n, c in zip(names, columns, strict=True))))
+    sheet.finish()
+    return samples(sheet)
+
+
+def test_estimates_are_told_in_whole_calls() -> None:
+    layout = laid_out("queries.statement_latency")
+    assert isinstance(layout, computed.ExecutorTime)
+    read(layout)
+    read(layout)
+    sheet = read(layout, entry("7", "app", *[1.0, 2.0, 3.0, 40.0, 200.0, 300.0, 2.5]))
+    estimated = layout.statements.histograms["app"].buckets
+    assert any(not count.is_integer() for count in estimated)
+    samples(sheet)  # the parser takes no others
+
+
+def test_buckets_that_are_over_are_counted_once_and_those_before_the_first_read_never() -> None:
+    layout = laid_out("queries.statement_latency")
+    name = "pg_statement_executor_seconds_count"
+    old = ("app", 60.0, "{9,9,9,9}", 5000.0)
+    new = ("app", 120.0, "{1,2,4,3}", 1000.0)
+    assert read_buckets(layout, old)[name, labels(datname="app")] == 0
+    for _ in range(2):
+        found = read_buckets(layout, old, new)
+        assert found[name, labels(datname="app")] == 10
+        assert found["pg_statement_executor_seconds_sum", labels(datname="app")] == 1.0
+    bucket, app = "pg_statement_executor_seconds_bucket", {"datname": "app"}
+    exact = {"0.001": 1, "0.08": 3, "0.12": 7, "+Inf": 10}
+    assert {le: found[bucket, labels(le=le, **app)] for le in exact} == exact
+    # Between two edges the share is a guess, and its bounds are the edges'.
+    at = labels(le="0.1", **app)
+    assert found[bucket, at] == 3 + 4 * 20 // 40
+    assert found["pg_statement_executor_seconds_bucket_lower_total", at] == 3
+    assert found["pg_statement_executor_seconds_bucket_upper_total", at] == 7
+
+
+def test_a_bucket_that_is_no_numbers_or_has_too_many_places_fails_the_query_alone() -> None:
+    layout = laid_out("queries.statement_latency")
+    with pytest.raises(QueryFailed, match="not made of numbers"):
+        read_buckets(layout, ("app", 60.0, "{1,x}", 1.0))
+    with pytest.raises(QueryFailed, match="more places than there are edges"):
+        read_buckets(layout, ("app", 60.0, "{1,1,1,1,1}", 1.0))

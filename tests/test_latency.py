@@ -56,8 +56,8 @@ class Server:
             self.largest,
             self.mean,
             deviation,
-            self.made,
-            self.made,
+            self.made.encode(),
+            self.made.encode(),
         )
 
 
@@ -65,8 +65,8 @@ def read(
     statements: Statements,
     entries: dict[str, Entry],
     *,
-    started: str = "s",
-    reset: str = "r",
+    started: bytes = b"s",
+    reset: bytes = b"r",
     whole: bool = True,
 ) -> None:
     statements.begin(started, reset)
@@ -169,7 +169,7 @@ def test_counts_and_sums_never_fall_and_never_exceed_what_was_executed(steps: li
         entries = {key: server.entry for key, server in servers.items()}
         if not step.whole:
             entries.pop("b", None)
-        read(statements, entries, started=str(started), reset=str(reset), whole=step.whole)
+        read(statements, entries, started=b"%d" % started, reset=b"%d" % reset, whole=step.whole)
         histogram = statements.histograms.get("app", Histogram(LIMITS))
         assert last <= histogram.calls <= len(executed)
         last = histogram.calls
@@ -213,10 +213,26 @@ def test_a_read_that_breaks_off_counts_nothing_twice() -> None:
     read(statements, {"a": first.entry, "b": second.entry})
     first.run([6.0])
     second.run([6.0])
-    statements.begin("s", "r")
+    statements.begin(b"s", b"r")
     statements.take("a", "app", first.entry)  # and no end
     read(statements, {"a": first.entry, "b": second.entry})
     assert statements.histograms["app"].calls == 2
+
+
+def test_an_entry_that_is_gone_was_evicted_and_one_that_is_ignored_was_not() -> None:
+    one, two, three, statements = Server(), Server(), Server(), Statements(LIMITS)
+    for server in (one, two, three):
+        server.run([5.0])
+    read(statements, {})
+    read(statements, {"one": one.entry, "two": two.entry, "three": three.entry})
+    statements.ignore("three")
+    read(statements, {"one": one.entry}, whole=False)  # it may be in what was cut off
+    assert statements.histograms["app"].evicted == 0
+    read(statements, {"one": one.entry})
+    read(statements, {"one": one.entry})
+    assert statements.histograms["app"].evicted == 1
+    read(statements, {}, reset=b"again")
+    assert statements.histograms["app"].evicted == 1
 
 
 @pytest.mark.parametrize("seen_by", ["count", "time of creation"])
@@ -224,7 +240,7 @@ def test_an_entry_that_was_made_again_counts_from_zero(seen_by: str) -> None:
     old, new, statements = Server(), Server(), Statements(LIMITS)
     old.run([5.0, 500.0, 5.0])
     new.run([200.0, 300.0] if seen_by == "count" else [5.0, 500.0, 5.0, 6.0])
-    since = ("", "") if seen_by == "count" else ("monday", "tuesday")
+    since = (b"", b"") if seen_by == "count" else (b"monday", b"tuesday")
     read(statements, {"one": old.entry._replace(since=since[0])})
     read(statements, {"one": new.entry._replace(since=since[1])})
     assert statements.histograms["app"].recreated == 1
@@ -242,24 +258,24 @@ def test_moments_that_no_calls_could_have_made_are_those_of_another_entry() -> N
 def test_after_a_reset_all_that_is_there_was_executed_since() -> None:
     statements = Statements(LIMITS)
     read(statements, {"one": Entry(10, 100.0, 10.0, 10.0, 10.0, 0.0)})
-    read(statements, {"one": Entry(12, 120.0, 10.0, 10.0, 10.0, 0.0)}, reset="again")
+    read(statements, {"one": Entry(12, 120.0, 10.0, 10.0, 10.0, 0.0)}, reset=b"again")
     assert statements.histograms["app"].calls == 12
 
 
 def test_a_server_that_was_started_anew_is_compared_with_nothing() -> None:
     statements = Statements(LIMITS)
     read(statements, {"one": Entry(10, 100.0, 10.0, 10.0, 10.0, 0.0)})
-    read(statements, {"one": Entry(9000, 90000.0, 10.0, 10.0, 10.0, 0.0)}, started="later")
+    read(statements, {"one": Entry(9000, 90000.0, 10.0, 10.0, 10.0, 0.0)}, started=b"later")
     assert statements.histograms == {}
 
 
 def test_extremes_that_were_reset_bind_nothing_they_do_not_know() -> None:
     statements, server = Statements(LIMITS), Server()
     server.run([5.0] * 50)
-    read(statements, {"one": server.entry._replace(since="m", extremes_since="m")})
+    read(statements, {"one": server.entry._replace(since=b"m", extremes_since=b"m")})
     server.run([400.0, 5.0, 5.0])
     # Somebody reset smallest and largest after the slow call.
-    reset = server.entry._replace(smallest=5.0, largest=5.0, since="m", extremes_since="t")
+    reset = server.entry._replace(smallest=5.0, largest=5.0, since=b"m", extremes_since=b"t")
     read(statements, {"one": reset})
     assert_sound(statements.histograms["app"], [400.0, 5.0, 5.0])
 
@@ -293,3 +309,15 @@ def test_the_estimate_is_near_for_shapes_it_knows(
     (guess,) = statements.histograms["app"].buckets
     true = sum(time <= limit for time in times)
     assert guess / len(times) == pytest.approx(true / len(times), abs=points)
+
+
+def test_what_somebody_else_has_counted_is_sure_at_its_edges_and_guessed_between() -> None:
+    histogram = Histogram([1.0, 10.0, 100.0])
+    histogram.put(0.0, 1.0, 5)
+    histogram.put(1.0, 10.0, 3)
+    histogram.put(10.0, 1000.0, 9)
+    histogram.put(1000.0, math.inf, 2)
+    assert histogram.lower == [5, 8, 8]
+    assert histogram.upper == [5, 8, 17]
+    assert histogram.buckets == pytest.approx([5, 8, 8 + 9 * 90 / 990])
+    assert (histogram.calls, histogram.undecided) == (19, 9)

@@ -1,6 +1,9 @@
 """Compute metrics from the rows of one run and those before, where a row alone tells too little."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import re
+import time
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from math import inf
 
 from pgvigil import ranking
 from pgvigil.errors import QueryFailed
@@ -36,6 +39,8 @@ class Computed(Layout):
 
     columns: Sequence[str]
     """What a row must have."""
+    server: Sequence[str] = ()
+    """What a row must have besides, of which that of the first counts: it is of the server."""
     lists: str
     """The label that names a limit."""
 
@@ -46,16 +51,21 @@ class Computed(Layout):
         self.limits = sorted({*statement.query.limits, *limits})
         self.metrics = statement.metrics
         self.with_limit = template(constant, (*self.shape.labels, self.lists))
-        spelled = [number(limit) for limit in self.limits]
-        self.spelled = [(text if "." in text else f"{text}.0").encode() for text in spelled]
-        """The limits as OpenMetrics spells them."""
+        self.spelled = _spelled(self.limits)
 
     def sheet(self) -> "ComputedSheet":
         """A sheet for one run."""
         return ComputedSheet(self)
 
+    def wanted(self, _names: Collection[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """`columns` and `server`, for a result that has columns of these names."""
+        return self.columns, self.server
+
     def begin(self) -> None:
         """A run begins."""
+
+    def learn(self, row: Sequence[bytes | None]) -> None:
+        """The first row has come: its values in the order of `server`."""
 
     def take(self, row: Sequence[bytes | None]) -> None:
         """Take one row: its values in the order of `columns`."""
@@ -80,11 +90,14 @@ class ComputedSheet(Sheet):
     def add(self, rows: Rows) -> None:
         """Take some rows; raises QueryFailed when a column is missing or holds what it cannot."""
         names = [(rows.fname(column) or b"").decode() for column in range(rows.nfields)]
-        missing = [name for name in self._computed.columns if name not in names]
+        columns, server = self._computed.wanted(names)
+        missing = [name for name in (*columns, *server) if name not in names]
         if missing:
             raise QueryFailed("wrong_columns", f"not in the result: {', '.join(missing)}")
-        places = [names.index(name) for name in self._computed.columns]
         value, take = rows.get_value, self._computed.take
+        if rows.ntuples and not self.rows:
+            self._computed.learn([value(0, names.index(name)) for name in server])
+        places = [names.index(name) for name in columns]
         for row in range(rows.ntuples):
             take([value(row, place) for place in places])
         self.rows += rows.ntuples
@@ -111,45 +124,99 @@ class ComputedSheet(Sheet):
 
 
 class ExecutorTime(Computed):
-    """The executor time of each database's statements, from pg_stat_statements(false)."""
+    """The executor time of each database's statements.
+
+    It is told by pg_stat_statements(false), or by the time buckets of pg_stat_monitor, which have
+    counted calls by how long they took.
+    """
 
     columns = (
-        *("key", "queryid", "datname", "calls", "total", "smallest", "largest"),
-        *("mean", "deviation", "since", "extremes_since", "started", "reset_time", "control"),
+        *("key", "datname", "calls", "total", "smallest", "largest"),
+        *("mean", "deviation", "since", "extremes_since"),
     )
+    server = ("started", "reset_time", "control")
+    monitored = ("datname", "bucket", "counts", "total")
+    """Of the other source: when a bucket began, and its calls by the place of their edges."""
+    monitor = ("started", "edges")
     lists = "le"
 
     def __init__(
         self, statement: Statement, constant: Mapping[str, str], limits: Sequence[float]
     ) -> None:
         super().__init__(statement, constant, limits)
-        self.statements = Statements(limit * 1000 for limit in self.limits)
         self.control: set[bytes] = set()
         """The queryids of BEGIN, COMMIT and their like, as far as sessions have shown them."""
-        each = 3 * len(self.limits) + len(self.metrics) + 2
-        self.room = max(1, statement.query.max_series // each - 1)
-        """Databases that have a histogram of their own."""
+        self.missed = 0
+        """Reads that did not come in time, so that a later one told of more than one interval."""
         self.names: dict[bytes, str] = {}
         self.present: set[str] = set()
-        self._begun = False
-        self._control: bytes | None = None
+        self._every = statement.query.every
+        self._begun: float | None = None
+        self._room = statement.query.max_series
+        self._monitored = False
+        self._edges: bytes | None = None
+        self._between: list[tuple[float, float]] = []
+        """From and to, in milliseconds, of what is counted together."""
+        self._counted: float | None = None
+        """When the last bucket began that was counted, by the server's clock."""
+        self._newest = 0.0
+        self._divide(self.limits)
+
+    def _divide(self, limits: Sequence[float]) -> None:
+        """Count by these limits from now on."""
+        self.spelled = _spelled(limits)
+        self.statements = Statements(limit * 1000 for limit in limits)
+        each = 3 * len(limits) + len(self.metrics) + 2
+        self.room = max(1, self._room // each - 1)
+        """Databases that have a histogram of their own."""
+
+    def wanted(self, names: Collection[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """The columns of the source that a result is from."""
+        self._monitored = "edges" in names
+        if self._monitored:
+            return self.monitored, self.monitor
+        return self.columns, self.server
 
     def begin(self) -> None:
         """A run begins; its first row tells of which server."""
-        self._begun = False
         self.present = set()
 
+    def learn(self, row: Sequence[bytes | None]) -> None:
+        """The first row has come: when the server was started and reset, and what is no query."""
+        now = time.monotonic()
+        if self._begun is not None and self._every:
+            self.missed += max(0, round((now - self._begun) / self._every) - 1)
+        self._begun = now
+        started = row[0] or b""
+        if self._monitored:
+            edges = row[1] or b""
+            if edges != self._edges:
+                self._edges = edges
+                self._between = [
+                    (float(low), inf if high == b"..." else float(high))
+                    for low, high in re.findall(rb"([0-9.]+) - (\.\.\.|[0-9.]+)", edges)
+                ]
+                own = {round(high / 1000, 9) for _, high in self._between if high < inf}
+                self._divide(sorted({*self.limits, *own}))
+            self._newest = self._counted or 0.0
+            return
+        _, reset, control = row
+        self.statements.begin(started, reset or b"")
+        if control and len(self.control) < _CONTROLS:
+            self.control.update(control.strip(b"{}").split(b","))
+
     def take(self, row: Sequence[bytes | None]) -> None:
-        """Take one entry, or a database that has none."""
-        key, queryid, database, calls, total, smallest, largest, mean, deviation, *more = row
-        since, extremes_since, started, reset, control = more
-        if not self._begun:
-            self._begun = True
-            self.statements.begin(_text(started), _text(reset))
-            self._learn(control)
+        """Take one entry or bucket, or a database that has none."""
+        if self._monitored:
+            self._take_bucket(*row)
+            return
+        key, database, calls, total, smallest, largest, mean, deviation, since, extremes = row
         where = self._named(database)
         self.present.add(where)
-        if key is None or queryid in self.control:
+        if key is None:
+            return
+        if self.control and key.rpartition(b" ")[2] in self.control:
+            self.statements.ignore(key)
             return
         try:
             entry = Entry(
@@ -159,16 +226,41 @@ class ExecutorTime(Computed):
                 float(largest or 0),
                 float(mean or 0),
                 float(deviation or 0),
-                _text(since),
-                _text(extremes_since),
+                since or b"",
+                extremes or b"",
             )
         except ValueError:
             raise QueryFailed("not_a_number", "an entry is not made of numbers") from None
         self.statements.take(key, where, entry)
 
+    def _take_bucket(
+        self, database: bytes | None, began: bytes | None, counts: bytes | None, total: bytes | None
+    ) -> None:
+        where = self._named(database)
+        self.present.add(where)
+        if began is None or not counts:
+            return
+        try:
+            bucket, calls = float(began), [int(n) for n in counts.strip(b"{}").split(b",")]
+            milliseconds = float(total or 0)
+        except ValueError:
+            raise QueryFailed("not_a_number", "a bucket is not made of numbers") from None
+        if len(calls) > len(self._between):
+            raise QueryFailed("wrong_columns", "a bucket has more places than there are edges")
+        self._newest = max(self._newest, bucket)
+        if self._counted is None or bucket <= self._counted:
+            return  # history, or known
+        histogram = self.statements.histograms.setdefault(where, Histogram(self.statements.limits))
+        for (low, high), count in zip(self._between, calls, strict=False):
+            histogram.put(low, high, count)
+        histogram.total += milliseconds
+
     def end(self, *, whole: bool) -> None:
         """All entries were taken; what belongs to a database that is gone goes."""
-        self.statements.end(whole=whole)
+        if self._monitored:
+            self._counted = self._newest
+        else:
+            self.statements.end(whole=whole)
         histograms = self.statements.histograms
         for name in self.present:
             histograms.setdefault(name, Histogram(self.statements.limits))
@@ -185,7 +277,8 @@ class ExecutorTime(Computed):
     def _of(self, column: str, name: bytes, histogram: Histogram) -> _Samples:
         if column == "estimate":
             for limit, count in zip(self.spelled, histogram.buckets, strict=True):
-                yield "_bucket", (name, limit), count
+                # OpenMetrics knows no parts of a call.
+                yield "_bucket", (name, limit), round(count)
             yield "_bucket", (name, b"+Inf"), histogram.calls
             yield "_sum", (name,), histogram.total / 1000
             yield "_count", (name,), histogram.calls
@@ -193,7 +286,7 @@ class ExecutorTime(Computed):
             for limit, bound in zip(self.spelled, getattr(histogram, column), strict=True):
                 yield "", (name, limit), bound
         else:
-            yield "", (name,), getattr(histogram, column)
+            yield "", (name,), self.missed if column == "missed" else getattr(histogram, column)
 
     def _named(self, database: bytes | None) -> str:
         """Where a database's calls are counted: on its own while there is room, and then for good.
@@ -206,11 +299,6 @@ class ExecutorTime(Computed):
             shown = shown_values([raw])[0] if raw and known < self.room else OTHER
             self.names[raw] = shown.decode()
         return self.names[raw]
-
-    def _learn(self, control: bytes | None) -> None:
-        if control and control != self._control and len(self.control) < _CONTROLS:
-            self._control = control
-            self.control.update(control.strip(b"{}").split(b","))
 
 
 class RunningStatements(Computed):
@@ -274,5 +362,7 @@ KINDS: Mapping[str, type[Computed]] = {
 """By what a query computes."""
 
 
-def _text(value: bytes | None) -> str:
-    return (value or b"").decode(errors="replace")
+def _spelled(limits: Sequence[float]) -> list[bytes]:
+    """Limits as OpenMetrics spells them."""
+    texts = [number(limit) for limit in limits]
+    return [(text if "." in text else f"{text}.0").encode() for text in texts]

@@ -1,6 +1,6 @@
 """Turn the counters of pg_stat_statements into histograms of executor time, with sure bounds."""
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import erf, exp, inf, lgamma, log, sqrt
@@ -27,9 +27,9 @@ class Entry(NamedTuple):
     largest: float
     mean: float
     deviation: float
-    since: str = ""
+    since: bytes = b""
     """When it was made, where the server tells (extension 1.11 of PostgreSQL 17); else empty."""
-    extremes_since: str = ""
+    extremes_since: bytes = b""
     """When smallest and largest were reset, likewise."""
 
 
@@ -56,6 +56,8 @@ class Histogram:
     """Gains whose variance was below the server's own rounding."""
     recreated: int = 0
     """Entries that were another one at the read before: reset, or thrown out and made again."""
+    evicted: int = 0
+    """Entries that were there at the read before and are gone."""
     sure: list[int] = field(default_factory=list)
     guessed: list[float] = field(default_factory=list)
     least: list[int] = field(default_factory=list)
@@ -122,6 +124,18 @@ class Histogram:
         known = square > blur
         self._spread(before, now, calls, mean, near, max(square, 0.0), blur)
         return known
+
+    def put(self, low: float, high: float, calls: int) -> None:
+        """Add calls of which somebody has counted that they took over `low` and at most `high`."""
+        self.calls += calls
+        end = bisect_left(self.limits, high)
+        self.sure[end] += calls
+        between = range(bisect_right(self.limits, low), end)
+        for place in between:
+            self.most[place] += calls
+            self.guessed[place] += calls * (self.limits[place] - low) / (high - low)
+        if between:
+            self.undecided += calls
 
     def _spread(  # noqa: C901  (one pass over the limits; calls would cost as much again)
         self,
@@ -316,11 +330,13 @@ class Statements:
         """By whatever `take` was told."""
         self._entries: dict[Hashable, Entry] = {}
         self._next: dict[Hashable, Entry] = {}
+        self._places: dict[Hashable, str] = {}
+        """Where the gain of each belongs to."""
         self._whole = False
         """Whether the last read had every entry, so that one not in it was not there."""
-        self._started = self._reset = ""
+        self._started = self._reset = b""
 
-    def begin(self, started: str, reset: str) -> None:
+    def begin(self, started: bytes, reset: bytes) -> None:
         """A read begins, of a server that was started, and whose entries were reset, then."""
         if self._next:  # the last read broke off: what it had is newer
             self._entries |= self._next
@@ -338,6 +354,7 @@ class Statements:
         before = self._entries.get(key)
         self._next[key] = now
         if before is None:
+            self._places[key] = where
             if not self._whole:
                 return
             before = NONE
@@ -358,8 +375,18 @@ class Statements:
         if not known:
             histogram.unresolved += 1
 
+    def ignore(self, key: Hashable) -> None:
+        """Take no notice of an entry any more."""
+        self._entries.pop(key, None)
+
     def end(self, *, whole: bool) -> None:
         """The read is over; `whole` tells whether every entry was in it."""
+        if whole:
+            for key in self._entries.keys() - self._next.keys():
+                if histogram := self.histograms.get(self._places[key]):
+                    histogram.evicted += 1
+            if len(self._places) > len(self._next):
+                self._places = {key: self._places[key] for key in self._next}
         self._entries = self._next if whole else self._entries | self._next
         self._next = {}
         self._whole = whole

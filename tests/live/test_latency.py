@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from lab.catalogue import rows_of
 from lab.cluster import BARE, PGVIGIL
 from lab.exporter import Exporter, Page
 from lab.postgres import Server
@@ -152,3 +153,73 @@ def test_a_limit_of_ones_own_is_an_edge(app: Server, tmp_path: Path) -> None:
     with Exporter("--config", str(path)) as exporter:
         page = page_where(exporter, lambda page: count(page) >= 0)
     assert page.value(f"{NAME}_bucket", datname="app", le="0.08") == 0
+
+
+@pytest.mark.parametrize("spelled", [str.lower, str.upper])
+def test_transaction_control_is_no_query_from_its_first_call_on(
+    app: Server, spelled: Callable[[str], str]
+) -> None:
+    blocks = [("begin;", "commit"), ("start transaction", "rollback"), ("begin", "end")]
+    if app.major < 16:  # from then on each option makes another queryid
+        blocks += [("begin isolation level serializable", "abort"), ("begin read only", "commit")]
+    if app.major > 16:  # until then each name did
+        blocks += [("begin; savepoint a; rollback to a; release a", "commit")]
+    with psycopg.connect(app.conninfo(dbname="app", **BARE.login), autocommit=True) as connection:
+        for begin, end in blocks:
+            for statement in (*begin.split("; "), "select 1", end):
+                connection.execute(spelled(statement), prepare=False)
+        connection.execute("select 2", prepare=False)  # else the last one is what a session shows
+    entries = [row for row in rows_of(app, "queries.statement_latency") if row["datname"] == "app"]
+    assert [row["calls"] for row in entries] == [len(blocks) + 1]
+
+
+MONITOR = """
+create table monitored (
+  bucket bigint, bucket_start_time timestamptz, userid oid, dbid oid, datname text, query text,
+  elevel integer, calls bigint, total_exec_time float8, resp_calls text[], bucket_done boolean);
+create view pg_stat_monitor as select * from monitored;
+grant select on pg_stat_monitor to public;
+create function get_histogram_timings() returns text language sql as
+  $$ select '{{0.000 - 1.000}, (1.000 - 80.000}, (80.000 - 120.000}, (120.000 - ...}}' $$;
+"""
+
+
+@pytest.mark.parametrize("major", [18])
+def test_where_pg_stat_monitor_counts_calls_its_buckets_are_told(
+    fresh_server: FreshServer, major: int
+) -> None:
+    """The extension cannot be had here: this is the part of its documented view that is read."""
+    server = fresh_server(major)
+    folder = server.directory / "more" / "extension"
+    folder.mkdir(parents=True)
+    (folder / "pg_stat_monitor.control").write_text("default_version = '2.1'\n")
+    (folder / "pg_stat_monitor--2.1.sql").write_text(MONITOR)
+    server.set({"extension_control_path": f"$system:{folder.parent}"})
+    server.reload()
+    for statement in ("create database app", "create extension pg_stat_monitor"):
+        server.execute(statement)
+
+    def bucket(minute: int, calls: str, *, query: str = "select $1", done: bool = True) -> None:
+        # The same in two entries, of which the one is the superuser's.
+        server.execute(
+            f"insert into monitored select 0, '2026-01-01 00:{minute}', 10, oid, datname, "  # noqa: S608
+            f"'{query}', 0, 1, 500, '{calls}', {done} from pg_database where datname = 'app'"
+        )
+
+    name = "queries.statement_latency"
+    bucket(1, "{1,0,0,1}")
+    assert [row["counts"] for row in rows_of(server, name) if row["datname"] == "app"] == [None]
+    server.set({"pg_stat_monitor.pgsm_max": "256"})  # as the library sets it, once it is loaded
+    server.reload()
+    with watched(server) as exporter:
+        page_where(exporter, lambda page: count(page) == 0)  # what was before is history
+        bucket(2, "{1,2,4,3}")
+        bucket(2, "{1,0,0,0}")
+        bucket(2, "{9,0,0,0}", query="COMMIT")
+        bucket(3, "{5,5,5,5}", done=False)
+        page = page_where(exporter, lambda page: count(page) > 0)
+        assert count(page) == 11
+        assert page.value(f"{NAME}_sum", datname="app") == 1.0
+        for le, within in (("0.001", 2), ("0.08", 4), ("0.12", 8)):
+            assert page.value(f"{NAME}_bucket", datname="app", le=le) == within
+    assert server.errors_in_log() == []

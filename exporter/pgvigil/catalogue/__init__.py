@@ -32,7 +32,8 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 COMPUTES: Mapping[str, Mapping[str, str]] = {
     "executor_time": {
         "estimate": "histogram",
-        **dict.fromkeys(("lower", "upper", "undecided", "unresolved", "recreated"), "counter"),
+        **dict.fromkeys(("lower", "upper", "undecided", "unresolved"), "counter"),
+        **dict.fromkeys(("recreated", "evicted", "missed"), "counter"),
     },
     "running_statements": {"now": "gauge", "seen": "counter"},
 }
