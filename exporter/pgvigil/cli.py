@@ -276,6 +276,8 @@ def _record(told: argparse.Namespace) -> int:
         # First of all: no fault of ours may keep a backup from being taken.
         ended = job.run(told.command, told.environment)
         code = ended.code
+        if not ended.began:
+            print(f"pgvigil: {printable(ended.note)}", file=sys.stderr)
         note = "; ".join(part for part in (told.note, printable(ended.note)) if part)
         row = replace(
             row,

@@ -25,6 +25,8 @@ class Ended(NamedTuple):
     seconds: float
     note: str
     """Why it failed; empty where it did not."""
+    began: bool = True
+    """False where it could not be run at all."""
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> Ended:
@@ -52,7 +54,8 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> Ended:
         process = subprocess.Popen(command, env=environment, close_fds=False)  # noqa: S603
     except OSError as error:
         code = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
-        return Ended(code, time.monotonic() - began, f"{command[0]}: {error.strerror}")
+        note = f"{command[0]}: {error.strerror}"
+        return Ended(code, time.monotonic() - began, note, began=False)
     for waiting in early:
         process.send_signal(waiting)
     code = process.wait()
