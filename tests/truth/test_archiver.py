@@ -1,5 +1,6 @@
 """What the page tells of the archive, for each way in which WAL reaches it or does not."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from lab.catalogue import number, only, rows_of
 from lab.cluster import PGVIGIL
 from lab.exporter import Exporter, Page
 from lab.postgres import Server
@@ -159,11 +161,43 @@ def made(pair: Pair, cell: Cell) -> Iterator[Server]:
     Path(server.directory, "let_go").touch()
 
 
+LONG = 1000
+"""Seconds by which a file is made to look older than it is."""
+
+
+def written(server: Server) -> int:
+    """When WAL was last written, in seconds since the epoch."""
+    files = [*Path(server.data, "pg_wal").glob("0*[0-9A-F]")]
+    return max(int(file.stat().st_mtime) for file in files if len(file.name) == 24)
+
+
+def status_files(server: Server, state: str) -> list[Path]:
+    """The files that say of WAL that it is ready or done, the oldest first."""
+    found = Path(server.data, "pg_wal/archive_status").glob(f"*.{state}")
+    return sorted(file for file in found if len(file.stem) == 24)
+
+
+def backdate(server: Server) -> float:
+    """When the newest WAL that is archived ends, in seconds since the epoch.
+
+    The files that tell are made to look older, for else that would be now.
+    """
+    then = time.time() - LONG
+    for file in status_files(server, "ready")[:1] or status_files(server, "done"):
+        os.utime(file, (then, then))
+    return then
+
+
 def look(server: Server) -> Page:
     """The page with what the background has found by now."""
     disable = "storage schema maintenance security extensions settings queries resources activity"
     environment = {"PGVIGIL_DSN": server.conninfo(**PGVIGIL.login), "PGVIGIL_DISABLE": disable}
     wanted = {"pg_archiving_ready_files", "pg_archiving_destination_set"}
+    if server.execute(
+        "select current_setting('archive_mode') = 'always' or"
+        " current_setting('archive_mode') = 'on' and not pg_is_in_recovery()"
+    )[0][0]:
+        wanted.add("pg_archiving_recoverable_age_seconds")
     with Exporter(environment=environment) as exporter:
         end = time.monotonic() + 30
         while not wanted <= (page := exporter.scrape()).names:
@@ -179,7 +213,10 @@ def value(page: Page, name: str) -> float | None:
 
 @pytest.mark.parametrize("cell", CELLS.values(), ids=[*CELLS])
 def test_an_archiver_is_told_as_it_is(made: Server, cell: Cell) -> None:
+    saved = backdate(made) if cell.active else None
+    before = written(made)
     page = look(made)
+    after = written(made)
     ((archived, failed, last_archived, last_failed),) = made.execute(
         "select archived_count, failed_count, extract(epoch from last_archived_time),"
         " extract(epoch from last_failed_time) from pg_stat_archiver"
@@ -197,8 +234,18 @@ def test_an_archiver_is_told_as_it_is(made: Server, cell: Cell) -> None:
     assert value(page, "pg_archiving_ready_files") == waiting
     assert value(page, "pg_archiving_ready_bytes") == waiting * SEGMENT
     oldest = value(page, "pg_archiving_ready_oldest_seconds")
-    assert oldest is not None
-    assert (oldest > 0) == (waiting > 0)
+    if cell.active:
+        assert oldest is not None
+        assert (oldest >= LONG) == (oldest > 0) == (waiting > 0)
+    else:  # nobody waits for what is still there
+        assert oldest is None
+
+    lost = value(page, "pg_archiving_recoverable_age_seconds")
+    if saved is None:
+        assert lost is None
+    else:
+        assert lost is not None
+        assert before - saved - 1 <= lost <= after - saved + 1
 
     unarchived = value(page, "pg_archiving_unarchived_bytes")
     if cell.unarchived is None:
@@ -215,3 +262,62 @@ def test_an_archiver_is_told_as_it_is(made: Server, cell: Cell) -> None:
     assert (last_archived is None) == (not cell.succeeded_before)
     told = value(page, "pg_stat_archiver_last_failed_timestamp_seconds")
     assert (told is None) == (last_failed is None)
+
+
+def age(server: Server) -> float:
+    return number(only(rows_of(server, "backup.recoverable")), "age")
+
+
+def wait_until_all_is_archived(server: Server) -> None:
+    server.wait_until(
+        "select not exists (select from pg_ls_archive_statusdir() where name ~ 'ready$')", 30
+    )
+
+
+def test_what_would_be_lost_grows_only_while_something_is_written(pair: Pair) -> None:
+    server = pair.primary
+    turn(server, "on")
+    archive_all(pair, server)
+    server.set({"archive_command": HANGS})
+    try:
+        finish_files(pair, 2)
+        backdate(server)
+        before, stood = written(server), age(server)
+        assert stood >= LONG
+        while time.time() < before + 2.5:
+            time.sleep(0.1)
+        later = age(server)
+        if written(server) == before:  # and not by the server on its own account
+            assert later == stood
+        server.execute("select pg_logical_emit_message(true, 'lab', 'x')")
+        assert age(server) >= stood + 2
+    finally:
+        archive_all(pair, server)
+    finish_files(pair, 1)
+    wait_until_all_is_archived(server)
+    assert age(server) < LONG
+
+
+def test_what_a_checkpoint_has_removed_is_known_from_the_statistics(pair: Pair) -> None:
+    server = pair.primary
+    turn(server, "on")
+    archive_all(pair, server)
+    finish_files(pair, 1)
+    wait_until_all_is_archived(server)
+    newest = status_files(server, "done")[-1].stem
+    server.wait_until(f"select last_archived_wal = '{newest}' from pg_stat_archiver")
+    for file in status_files(server, "done"):
+        file.unlink()  # as a checkpoint does when nobody needs the file any more
+
+    since = "select extract(epoch from last_archived_time)::float8 from pg_stat_archiver"
+    ((archived,),) = server.execute(since)
+    ahead = time.time() + LONG
+    file = max(Path(server.data, "pg_wal").glob("0*[0-9A-F]"), key=lambda f: f.stat().st_mtime)
+    os.utime(file, (ahead, ahead))
+    assert age(server) == pytest.approx(ahead - archived, abs=2)
+
+    server.execute("select pg_stat_reset_shared('archiver')")
+    server.wait_until("select archived_count = 0 from pg_stat_archiver")
+    ((reset,),) = server.execute(since.replace("last_archived_time", "stats_reset"))
+    assert age(server) == pytest.approx(ahead - reset, abs=2)
+    os.utime(file)
