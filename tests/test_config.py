@@ -425,6 +425,7 @@ def test_no_slip_in_a_uri_shows_its_password(variable: str) -> None:
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
+@example("?@")
 def test_no_characters_around_a_password_in_a_uri_show_it(text: str) -> None:
     for password in (f"{text}CANARY", f"CANARY{text}", f"CANARY{text}CANARY"):
         assert_unseen("CANARY", {"PGVIGIL_DSN": f"postgresql://user:{password}@db1/app"})

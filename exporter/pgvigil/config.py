@@ -19,7 +19,8 @@ _LISTEN = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[!-9;-~]*):(?P<port>[0-9]{1,5
 _URI = re.compile(r"\s*postgres(?:ql)?://")
 _CLEAR_URI = re.compile(
     # A user or password that holds a plain @ or / makes libpq take a part of it for something else.
-    r"\s*postgres(?:ql)?://(?:[^@/]*@)?[^@?]*(?:\?.*)?",
+    # An @ before the first / ends a user, whatever stands before it.
+    r"\s*postgres(?:ql)?://(?:[^@/]*@|(?![^/]*@))[^@?]*(?:\?.*)?",
     re.S,
 )
 _PORTS = re.compile(r"\d*(?:,\d*)*")
