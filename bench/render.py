@@ -10,7 +10,7 @@ import psycopg
 from pgvigil import render
 from pgvigil.catalogue import Metric, Needs, Query, Variant
 from pgvigil.plan import Statement
-from pgvigil.session import CHUNK, Rows
+from pgvigil.source import CHUNK, Rows
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector

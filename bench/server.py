@@ -10,7 +10,8 @@ import psycopg
 from pgvigil import catalogue, config
 from pgvigil.connect import GUARDS
 from pgvigil.plan import make_plan, wanted
-from pgvigil.session import Answers, Ask, Session
+from pgvigil.session import Session
+from pgvigil.source import Answers, Ask
 from psycopg import conninfo
 
 from bench.processes import processor_seconds

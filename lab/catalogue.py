@@ -12,7 +12,8 @@ from pgvigil.catalogue import Query
 from pgvigil.config import Target
 from pgvigil.errors import QueryFailed
 from pgvigil.plan import Facts, Plan, Statement, make_plan, wanted
-from pgvigil.session import Answers, Ask, Rows, Session
+from pgvigil.session import Session
+from pgvigil.source import Answers, Ask, Rows
 from psycopg import conninfo, postgres
 
 from lab.cluster import PGVIGIL, Role

@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 
 from pgvigil.catalogue import Metric, Needs, Query, Top, Variant
 from pgvigil.plan import Statement
-from pgvigil.session import Rows
+from pgvigil.source import Rows
 
 BOOL, INT8, TEXT, FLOAT8, NUMERIC = 16, 20, 25, 701, 1700
 

@@ -150,7 +150,7 @@ def test_an_unknown_key_is_refused_at_each_level(tmp_path: Path) -> None:
     text = text.replace("  labels", "  needs: {roles: [x]}\n  labels")
     assert faults_of(tmp_path, text) == [
         "own.yml:3: unknown key 'cost' (known here: computes, every, labels, limits, max_series, "
-        "metrics, needs, on, opt_in, priority, scope, sql, timeout, top, why)",
+        "metrics, needs, on, opt_in, priority, scope, show, sql, timeout, top, why)",
         "own.yml:9: unknown key 'hepl'; did you mean 'help'? (known here: column, help, needs, "
         "other, since, type, until, value)",
         "own.yml:5: unknown key 'roles' (known here: extension, function, privilege, setting)",
@@ -419,7 +419,7 @@ answers:
     assert faults(first, second, third) == [
         "own.yml:9: the key 'own_answer' stands twice; the first is in line 7; remove one",
         "own.yml:3: unknown key 'cost' (known here: computes, every, labels, limits, max_series, "
-        "metrics, needs, on, opt_in, priority, scope, sql, timeout, top, why)",
+        "metrics, needs, on, opt_in, priority, scope, show, sql, timeout, top, why)",
         "own.yml:4: answers.max_series must be a whole number, not text "
         "(the most series one run may give; more are dropped and counted)",
         "own.yml:8: 'own-answer' is not a legal name here "

@@ -255,6 +255,7 @@ def test_what_queries_want_to_know_is_told_once_and_in_order() -> None:
         privileges=["a", "pg_monitor"],
         functions=["pg_catalog.f()"],
         settings=["fsync", "wal_level"],
+        tables=[],
     )
 
 

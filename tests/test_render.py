@@ -400,6 +400,7 @@ pg_down_reason{team="a",reason="too_many_connections"} 0
 pg_down_reason{team="a",reason="cannot_connect_now"} 0
 pg_down_reason{team="a",reason="admin_shutdown"} 0
 pg_down_reason{team="a",reason="connection_lost"} 0
+pg_down_reason{team="a",reason="wrong_kind"} 0
 pg_down_reason{team="a",reason="other"} 0
 # HELP pgvigil_scrape_duration_seconds How long the last scrape of the target took, \
 connecting included.

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from pgvigil import __version__
 from pgvigil.collect import Collector, Scrape
 from pgvigil.errors import Down
-from pgvigil.own import OWN
+from pgvigil.own import OWN, PREFIXES
 from pgvigil.render import Family, Headers, Sheet, headers, number, pair
 from pgvigil.slow import Result, shown
 
@@ -31,9 +31,10 @@ _memos: WeakKeyDictionary[Collector, _Memo] = WeakKeyDictionary()
 def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
     """Everything a target's page says of the target, and of how it was asked."""
     labels = _constant(collector)
-    yield _family("pg_up", labels, [(b"", scrape.up)])
+    prefix = PREFIXES[collector.target.kind]
+    yield _family(f"{prefix}_up", labels, [(b"", scrape.up)])
     yield _family(
-        "pg_down_reason",
+        f"{prefix}_down_reason",
         labels,
         [(_pairs(("reason", reason)), scrape.down is reason) for reason in Down],
     )

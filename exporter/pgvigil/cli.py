@@ -34,12 +34,15 @@ from pgvigil.collect import Collector
 from pgvigil.config import Settings, Target, Told
 from pgvigil.door import Door
 from pgvigil.errors import Problem, QueryFailed, Refused, Unreachable, printable
-from pgvigil.plan import Facts, Plan, Statement, disabled, make_plan, wanted
-from pgvigil.session import Session
+from pgvigil.kinds import open_source
+from pgvigil.plan import Facts, Plan, Statement, concerning, disabled, make_plan, wanted
 
 USAGE_ERROR = 2
 """The exit code for a configuration or a catalogue that is refused."""
 FAILURE = 1
+
+_WIDE = 40
+"""Columns above which a single row is shown as a list of them."""
 
 _log = structlog.get_logger()
 
@@ -170,12 +173,17 @@ def _query(told: argparse.Namespace) -> int:
     from pgvigil import trial  # what only one command needs is no load on the others
 
     settings, queries = _settled(told)
-    target = next((t for t in settings.targets if told.target in (None, t.name)), None)
-    if target is None:
-        return _no_such("target", told.target, (target.name for target in settings.targets))
     query = next((query for query in queries if query.name == told.name), None)
     if query is None:
         return _no_such("query", told.name, (query.name for query in queries))
+    chosen = [t for t in settings.targets if told.target in (None, t.name)]
+    if not chosen:
+        return _no_such("target", told.target, (target.name for target in settings.targets))
+    target = next((t for t in chosen if t.kind == query.kind), None)
+    if target is None:
+        text = f"{query.name} is for targets of kind {query.kind}, and {chosen[0].name} is none"
+        print(text, file=sys.stderr)
+        return USAGE_ERROR
     seconds = serve.DEFAULT_TIMEOUT + query.timeout
     try:
         done = asyncio.run(trial.run(target, query, told.database, seconds))
@@ -190,7 +198,10 @@ def _query(told: argparse.Namespace) -> int:
         print(f"{query.name}: {done.failure.reason}: {done.failure.detail}", file=sys.stderr)
         print(f"it stands at {query.place}:{query.line}", file=sys.stderr)
         return FAILURE
-    print("\n".join(trial.table(done.columns, done.rows[: told.rows])))
+    columns, rows = done.columns, done.rows[: told.rows]
+    if len(columns) > _WIDE and len(rows) == 1:
+        columns, rows = ["column", "value"], list(map(list, zip(columns, rows[0], strict=True)))
+    print("\n".join(trial.table(columns, rows)))
     count = len(done.rows)
     if count > told.rows:
         print(f"-- and {count - told.rows} more; --rows {count} shows them")
@@ -212,7 +223,7 @@ def _no_such(kind: str, name: str, known: Iterable[str]) -> int:
 async def _explain_one(target: Target, queries: Sequence[catalogue.Query], sql: bool) -> int:
     deadline = asyncio.get_running_loop().time() + serve.DEFAULT_TIMEOUT
     try:
-        session = await Session.open(target, wanted(queries), deadline)
+        session = await open_source(target, wanted(concerning(queries, target.kind)), deadline)
         facts = await session.facts(deadline)
         session.close()
     except (Unreachable, TimeoutError) as error:
@@ -225,19 +236,19 @@ async def _explain_one(target: Target, queries: Sequence[catalogue.Query], sql: 
 
 def _print_plan(target: Target, facts: Facts, plan: Plan, sql: bool) -> None:
     extensions = ", ".join(f"{name} {of.version}" for name, of in facts.extensions.items())
-    print(f"-- {target.address}: PostgreSQL {facts.major}, {facts.role}, as {facts.user}", end="")
+    role = f", {facts.role}" if facts.role else ""
+    print(f"-- {target.address}: {facts.server}{role}, as {facts.user}", end="")
     print(" (a superuser; pgvigil needs none)" if facts.superuser else "")
-    print(f"-- extensions: {extensions or 'none'}")
+    if facts.kind == "postgresql":
+        print(f"-- extensions: {extensions or 'none'}")
     print(f"\n-- {len(plan.statements)} queries run here")
     for statement in plan.statements:
         query = statement.query
         print(f"\n-- {query.name}: {query.why}")
         pace = f"every {query.every:g} s" if query.every else "with each scrape"
         where = " in each database" if query.scope == "database" else ""
-        print(
-            f"--   {query.place}:{query.line}, {pace}{where}, at most {query.timeout:g} s, "
-            f"{statement.max_rows} rows"
-        )
+        most = f"at most {query.timeout:g} s, " if query.kind == "postgresql" else "at most "
+        print(f"--   {query.place}:{query.line}, {pace}{where}, {most}{statement.max_rows} rows")
         for metric in statement.metrics:
             labels = f"{{{','.join(query.labels)}}}" if query.labels else ""
             print(f"--   {metric.name}{labels} {metric.type}: {metric.help}")

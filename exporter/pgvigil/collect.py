@@ -13,10 +13,11 @@ import structlog
 from pgvigil.catalogue import Query
 from pgvigil.config import Target
 from pgvigil.errors import Down, Unreachable
+from pgvigil.kinds import open_source
 from pgvigil.lane import LIFETIME, Layout, Ledger, MakeLayout, Reception, Sheet
-from pgvigil.plan import Facts, Loss, Plan, Statement, disabled, make_plan, wanted
-from pgvigil.session import Session
+from pgvigil.plan import Facts, Loss, Plan, Statement, concerning, disabled, make_plan, wanted
 from pgvigil.slow import Result, SlowLane
+from pgvigil.source import Source
 
 _AGAIN = 3
 """How often a scrape asks again what a standby has ended for what it replays."""
@@ -65,12 +66,13 @@ class _Running:
 class Collector:
     """One target: its fresh lane, its slow lane and the books of both.
 
-    `make_layout` says how a statement's rows are written down.
+    Of the queries, only those for targets of its kind concern it. `make_layout` says how a
+    statement's rows are written down.
     """
 
     def __init__(self, target: Target, queries: Sequence[Query], make_layout: MakeLayout) -> None:
         self.target = target
-        self.queries = queries
+        self.queries = queries = concerning(queries, target.kind)
         self.facts: Facts | None = None
         """As last seen; kept while the server is away."""
         self._confirmed = float("-inf")
@@ -98,7 +100,7 @@ class Collector:
         self._by_name = {query.name: query for query in queries}
         self._make_layout = make_layout
         self._fresh: list[tuple[Statement, Layout]] = []
-        self._session: Session | None = None
+        self._session: Source | None = None
         self._lifetime = 0.0
         self._running: _Running | None = None
         self._asked: deque[float] = deque(maxlen=4)
@@ -273,7 +275,7 @@ class Collector:
             self._learn(facts)
 
     async def _ask_again(
-        self, session: Session, scrape: Scrape, reception: Reception, deadline: float
+        self, session: Source, scrape: Scrape, reception: Reception, deadline: float
     ) -> None:
         """Ask what a standby has cancelled, which costs others nothing: they have been answered."""
         if not reception.cancelled:
@@ -286,10 +288,10 @@ class Collector:
         order = [statement.query.name for statement, _ in self._fresh]
         scrape.sheets = {name: scrape.sheets[name] for name in order if name in scrape.sheets}
 
-    async def _connected(self, deadline: float) -> Session:
+    async def _connected(self, deadline: float) -> Source:
         if self._session is None or self._session.closed:
             begun = time.perf_counter()
-            session = await Session.open(self.target, self._wanted, deadline)
+            session = await open_source(self.target, self._wanted, deadline)
             if not self._is_running():
                 session.close()  # it comes too late
                 raise TimeoutError

@@ -10,7 +10,7 @@ from pgvigil.errors import QueryFailed
 from pgvigil.latency import Entry, Histogram, Statements
 from pgvigil.plan import TOP_ROWS, Statement
 from pgvigil.render import Layout, Sheet, label_values, number, shown_values, template
-from pgvigil.session import Rows
+from pgvigil.source import Rows
 
 OTHER = b"other"
 """The databases for which `max_series` leaves no room are one."""

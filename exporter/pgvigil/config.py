@@ -34,8 +34,14 @@ _NEXT_KEYWORDS = re.compile(
 _PARTS = ("URI", "USER", "PASS", "URI_FILE", "USER_FILE", "PASS_FILE")
 _CHOICES = (
     *("enable", "disable", "include_databases", "exclude_databases"),
-    *("max_databases", "max_series", "latency_limits"),
+    *("max_databases", "max_series", "latency_limits", "kind"),
 )
+_OF_POSTGRESQL = (
+    *("pooler", "include_databases", "exclude_databases", "max_databases", "latency_limits"),
+)
+"""What a target of another kind has no use for."""
+_CONSOLE = "pgbouncer"
+"""The database under whose name PgBouncer answers itself."""
 _PLACES = {"host": "PGHOST", "dbname": "PGDATABASE"}
 _WHOLE = re.compile("://|=")
 """What makes libpq's own tools take a database's name for a connection string."""
@@ -84,6 +90,8 @@ class Target:
     """The most series on the target's page, the exporter's own aside."""
     latency_limits: Sequence[float] = ()
     """Seconds; limits of the operator's own, beside those that latency is told by anyhow."""
+    kind: str = "postgresql"
+    """What answers there; `kinds` knows how each is asked."""
 
     def parameters(self) -> dict[str, str]:
         """libpq's keywords for a connection now; raises OSError when the password file is gone.
@@ -240,6 +248,10 @@ def _from_file(
                 text = "there is a password already; write one of the two"
                 problems.append(document.problem((*keys, "password_file"), text))
         problems += _bad_patterns(document, keys, raw)
+        if raw.get("kind") == "pgbouncer":
+            for key, text in _not_for_pgbouncer(raw, connection):
+                problems.append(document.problem((*keys, key), text))
+            connection["dbname"] = _CONSOLE
         chosen = {key: raw[key] for key in _CHOICES if key in raw}
         yield Target(
             name,
@@ -262,6 +274,18 @@ def _bad_keywords(connection: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             yield key, f"{key} holds a NUL, where libpq takes it to end"
     for key in _misplaced(connection):
         yield key, f"{key} {_MISPLACED}"
+
+
+def _not_for_pgbouncer(
+    raw: Mapping[str, Any], connection: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """What a target of that kind may not say: the key and what is wrong."""
+    for key in _OF_POSTGRESQL:
+        if key in raw:
+            yield key, f"{key} is for targets of kind postgresql; drop it"
+    if connection.get("dbname", _CONSOLE) != _CONSOLE:
+        text = f"PgBouncer answers for itself in the database {_CONSOLE} alone; leave dbname out"
+        yield "dsn" if "dsn" in raw else "connection", text
 
 
 def _bad_patterns(

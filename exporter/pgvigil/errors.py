@@ -41,7 +41,7 @@ class Refused(PgvigilError):
 
 
 class Down(StrEnum):
-    """Why a server cannot be asked: the closed list behind `pg_down_reason`.
+    """Why a target cannot be asked: the closed list behind `pg_down_reason` and its like.
 
     Where PostgreSQL itself refuses, the word is its condition name (the manual's appendix A);
     the others say what stood between.
@@ -61,6 +61,7 @@ class Down(StrEnum):
     CANNOT_CONNECT_NOW = "cannot_connect_now"
     ADMIN_SHUTDOWN = "admin_shutdown"
     CONNECTION_LOST = "connection_lost"
+    WRONG_KIND = "wrong_kind"
     OTHER = "other"
 
 

@@ -26,6 +26,7 @@ _ADVICE = {
     Down.CANNOT_CONNECT_NOW: "The server is starting, stopping or in recovery.",
     Down.ADMIN_SHUTDOWN: "The server was told to stop, or crashed a moment ago.",
     Down.CONNECTION_LOST: "The connection broke; the next scrape makes a new one.",
+    Down.WRONG_KIND: "Something else answers there than the configuration's kind says.",
     Down.OTHER: "See the message.",
 }
 
@@ -85,10 +86,10 @@ def _target(collector: Collector, several: bool) -> str:
         known.append(("message", escape(last.detail)))
     if facts:
         seen = "" if last and last.up else f" (seen {_ago(collector.facts_at)})"
-        version = f"{facts.major}.{facts.version % 10000}"
         whose = collector.slow.provider or facts.provider.capitalize()
+        role = f", {facts.role}" if facts.role else ""
         service = f" of {escape(whose)}" if whose else ""
-        known.append(("server", f"PostgreSQL {version}{service}, {facts.role}{seen}"))
+        known.append(("server", f"{escape(facts.server)}{service}{role}{seen}"))
         words = [escape(facts.user), *(["<b>superuser</b>"] if facts.superuser else [])]
         words += ["TLS" if collector.tls else "no TLS"]
         known.append(("connected as", ", ".join(words)))

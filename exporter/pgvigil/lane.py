@@ -10,7 +10,7 @@ import structlog
 from pgvigil.catalogue import Query
 from pgvigil.errors import CONFLICT, QueryFailed
 from pgvigil.plan import Statement
-from pgvigil.session import Answers, Ask, Rows
+from pgvigil.source import Answers, Ask, Rows
 
 LIFETIME = 600.0
 """Seconds after which a connection is made anew: a backend's memory grows with its age, and so the

@@ -13,6 +13,9 @@ class Own(NamedTuple):
     help: str
 
 
+PREFIXES: Mapping[str, str] = {"postgresql": "pg", "pgbouncer": "pgbouncer"}
+"""With what the names of a kind of target begin, up and down_reason among them."""
+
 SCRAPE = (
     Own("pg_up", "gauge", (), "Whether the server answered in this scrape."),
     Own(
@@ -20,6 +23,14 @@ SCRAPE = (
         "gauge",
         ("reason",),
         "Why the server did not answer: 1 for the reason that holds, 0 for the others.",
+    ),
+    Own("pgbouncer_up", "gauge", (), "Whether the PgBouncer's console answered in this scrape."),
+    Own(
+        "pgbouncer_down_reason",
+        "gauge",
+        ("reason",),
+        "Why the PgBouncer's console did not answer: 1 for the reason that holds, 0 for the "
+        "others.",
     ),
     Own(
         "pgvigil_target_up",

@@ -70,6 +70,11 @@ class Facts:
     settings: Mapping[str, str] = field(default_factory=dict)
     provider: str = ""
     """The managed service it is a part of, where that has a list in RAISES; else empty."""
+    kind: str = "postgresql"
+    product: str = ""
+    """Where the kind is another: its name and version."""
+    columns: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Where the kind has no SQL: the columns of each table that it gives, by the table's word."""
 
     @property
     def major(self) -> int:
@@ -77,8 +82,15 @@ class Facts:
         return self.version // 10000
 
     @property
+    def server(self) -> str:
+        """Name and version for a person: PostgreSQL 16.4."""
+        return self.product or f"PostgreSQL {self.major}.{self.version % 10000}"
+
+    @property
     def role(self) -> str:
-        """`primary` or `standby`."""
+        """`primary` or `standby`; empty where the kind has no such thing."""
+        if self.kind != "postgresql":
+            return ""
         return "standby" if self.in_recovery else "primary"
 
 
@@ -88,6 +100,8 @@ class Wanted(NamedTuple):
     privileges: Sequence[str]
     functions: Sequence[str]
     settings: Sequence[str]
+    tables: Sequence[str] = ()
+    """The words of the tables, where the kind has no SQL."""
 
 
 class Refusal(NamedTuple):
@@ -133,11 +147,13 @@ class Plan:
 
 def wanted(queries: Iterable[Query]) -> Wanted:
     """The facts to ask each server for, so that these queries can be planned there."""
+    queries = list(queries)
     needs = [needs for query in queries for needs in query.all_needs]
     return Wanted(
         sorted({name for need in needs for name in need.privilege}),
         sorted({name for need in needs for name in need.function}),
         sorted({name for need in needs for name in need.setting}),
+        sorted({query.variants[0].text for query in queries if query.kind != "postgresql"}),
     )
 
 
@@ -161,15 +177,21 @@ def disabled(
     return {query.name for query in queries if off(query)}
 
 
+def concerning(queries: Iterable[Query], kind: str) -> list[Query]:
+    """The queries for servers of a kind."""
+    return [query for query in queries if query.kind == kind]
+
+
 def make_plan(queries: Iterable[Query], facts: Facts, off: Container[str] = ()) -> Plan:
     """Sort queries into those that fit a server and those that do not; asks nobody.
 
-    `off` holds the names of those that nobody wants.
+    `off` holds the names of those that nobody wants. What is for servers of another kind is none
+    of its business.
     """
     statements: list[Statement] = []
     refusals: list[Refusal] = []
     losses: list[Loss] = []
-    for query in queries:
+    for query in concerning(queries, facts.kind):
         if query.name in off:
             detail = f"enable: [{query.name}] runs it" if query.opt_in else "disabled"
             refusals.append(Refusal(query, Reason.DISABLED, detail))
@@ -183,7 +205,7 @@ def make_plan(queries: Iterable[Query], facts: Facts, off: Container[str] = ()) 
         lost = [
             Loss(metric, query, *obstacle)
             for metric in metrics
-            if (obstacle := next(_lacks(metric.needs, metric.value, facts), None))
+            if (obstacle := next(_lacks_for(metric, query, facts), None))
         ]
         metrics = tuple(m for m in metrics if m not in [loss.metric for loss in lost])
         if not metrics:
@@ -218,6 +240,9 @@ def _variant(query: Query, facts: Facts) -> Variant | None:
 def _obstacles(
     query: Query, facts: Facts, variant: Variant | None, metrics: Sequence[Metric]
 ) -> Iterator[tuple[Reason, str]]:
+    if query.kind != "postgresql":
+        yield from _lacks_columns(query, query.labels, facts)
+        return
     if not variant or not metrics:
         yield Reason.VERSION, f"nothing for PostgreSQL {facts.major}"
         return
@@ -225,6 +250,26 @@ def _obstacles(
         yield Reason.ROLE, f"runs on a {query.role}, this is a {facts.role}"
     yield from _lacks(query.needs, variant.text, facts)
     yield from _lacks(variant.needs, "", facts)
+
+
+def _lacks_for(metric: Metric, query: Query, facts: Facts) -> Iterator[tuple[Reason, str]]:
+    """What a metric does not find on a server."""
+    if query.kind == "postgresql":
+        return _lacks(metric.needs, metric.value, facts)
+    return _lacks_columns(query, [metric.column], facts)
+
+
+def _lacks_columns(
+    query: Query, names: Sequence[str], facts: Facts
+) -> Iterator[tuple[Reason, str]]:
+    """What a table does not have, of a server that has no SQL."""
+    table = query.variants[0].text
+    columns = facts.columns.get(table)
+    if columns is None:
+        yield Reason.VERSION, f"{facts.server} has no {table}"
+    for name in names:
+        if columns is not None and name not in columns:
+            yield Reason.VERSION, f"{name} is not among the {table} of {facts.server}"
 
 
 def _lacks(needs: Needs, text: str, facts: Facts) -> Iterator[tuple[Reason, str]]:
@@ -255,6 +300,8 @@ def _text(query: Query, facts: Facts, variant: Variant, metrics: Sequence[Metric
 
     The bound is one above ours, so that we can tell a result that was cut from one that fits.
     """
+    if query.kind != "postgresql":
+        return f"{query.word} {variant.text}"
     columns = dict.fromkeys(
         m.column if m.value == m.column else f"{m.value} as {m.column}" for m in metrics
     )

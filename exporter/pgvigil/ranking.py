@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pgvigil.errors import QueryFailed
 from pgvigil.plan import TOP_ROWS, Statement
 from pgvigil.render import Layout, Sheet, label_block, number, shown_values, write_samples
-from pgvigil.session import Rows
+from pgvigil.source import Rows
 
 OTHER = b"other"
 

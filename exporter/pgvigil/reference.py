@@ -19,7 +19,7 @@ differs:
 
 - **type**: counter or gauge, and the unit that the name's suffix says.
 - **versions**: the major versions of PostgreSQL that have it; {first} to {last} where nothing is
-  said.
+  said. What a version of PgBouncer does not show is left out there.
 - **standards**: which of our standards it proves, by the ids of `exporter/pgvigil/standards.yml`.
 
 *Each scrape* means asked when Prometheus asks; *every 5m* means asked in the background, and a
@@ -137,6 +137,8 @@ def _facts(query: Query, versions: Collection[int]) -> Iterator[str]:
     where = "in each database" if query.scope == "database" else "once a server"
     on = {"primary": ", on a primary only", "standby": ", on a standby only"}.get(query.role, "")
     yield f"{when.capitalize()}, {where}{on}"
+    if query.kind == "pgbouncer":
+        yield f"By `SHOW {query.variants[0].text.upper()}` of a PgBouncer's console"
     if len(versions) != len(SUPPORTED):
         yield f"PostgreSQL {_ranges(versions)}"
     if query.opt_in:

@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 
 from pgvigil.errors import QueryFailed
 from pgvigil.plan import Statement
-from pgvigil.session import Rows
+from pgvigil.source import Rows
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"

@@ -190,6 +190,8 @@ class Application:
         collector = self._chosen(request)
         if collector is None:
             return _plain(404, f"name one of ?target={', '.join(self._collectors)}")
+        if collector.target.kind != "postgresql":
+            return _plain(404, f"a {collector.target.kind} has no role")
         facts, last = collector.facts, collector.last
         age = time.time() - collector.facts_at
         if not facts or not last or not last.up or age > ROLE_AGE:

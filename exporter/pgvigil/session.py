@@ -1,21 +1,16 @@
 """Hold one guarded connection to a server and ask it many things in one round trip."""
 
 import asyncio
-import contextlib
 import json
-import re
-import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import psycopg
-from psycopg import errors, generators, pq, waiting
+from psycopg import generators, pq, waiting
 
 from pgvigil import facts
-from pgvigil.certificate import Peer
 from pgvigil.config import Target
 from pgvigil.connect import (
     GUARDS,
@@ -25,16 +20,11 @@ from pgvigil.connect import (
     connect,
     libpq,
     pointer,
-    unreachable,
 )
-from pgvigil.errors import CONFLICT, Down, QueryFailed, Unreachable
+from pgvigil.errors import Down, QueryFailed, Unreachable
 from pgvigil.plan import Facts, Wanted
-
-Rows = pq.abc.PGresult
-"""Some rows of a result, at most CHUNK of them, as libpq holds them: text, by position."""
-
-CHUNK = 1000
-"""Rows that are handed over at once; bounds memory and the time the loop stands still."""
+from pgvigil.source import CHUNK, NO_ANSWERS, Answers, Ask, Rows
+from pgvigil.wire import Connection, Wire, failed
 
 _STALE_PREPARED = {"26000", "0A000"}
 """SQLSTATEs after which a prepared statement is prepared anew: gone, or its columns changed."""
@@ -51,25 +41,6 @@ _OUT_OF_STEP = "the answers do not fit the questions; something between us has m
 _TUPLES = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.TUPLES_CHUNK)
 
 
-class Ask(NamedTuple):
-    """One statement to send."""
-
-    text: str
-    timeout: float
-    """Seconds the server may spend on it."""
-
-
-class Answers(NamedTuple):
-    """What to call while the answers to some statements come in, by their position."""
-
-    rows: Callable[[int, Rows], None]
-    end: Callable[[int, QueryFailed | None, float], None]
-    """The statement's fault, if any, and the seconds since the answer before it ended."""
-
-
-_NO_ANSWERS = Answers(lambda _position, _rows: None, lambda _position, _failure, _seconds: None)
-
-
 @dataclass(frozen=True, slots=True)
 class _Part:
     """One command of a segment; only the answers to `rows` concern the asker."""
@@ -78,7 +49,7 @@ class _Part:
     prepares: str | None = None
 
 
-class Session:
+class Session(Connection):
     """One connection with its guards, its prepared statements and its last facts.
 
     It belongs to one task at a time. `open` makes one; after `abandon` or a lost connection it is
@@ -88,8 +59,7 @@ class Session:
     def __init__(self, pgconn: pq.abc.PGconn, wanted: Wanted, *, pooled: bool) -> None:
         self.pooled = pooled
         """No session state: a pooler stands between, so settings travel with each statement."""
-        self.opened = time.monotonic()
-        self._pgconn = pgconn
+        super().__init__(pgconn)
         self._facts_text = facts.statement(wanted)
         self._facts_raw = b""
         self._facts: Facts | None = None
@@ -117,11 +87,6 @@ class Session:
         return cls(pgconn, wanted, pooled=pooled)
 
     @property
-    def closed(self) -> bool:
-        """Whether the connection is gone."""
-        return self._pgconn.status == pq.ConnStatus.BAD
-
-    @property
     def _sure(self) -> bool:
         """Whether this session's state is ours: direct, as the first facts have shown.
 
@@ -135,28 +100,9 @@ class Session:
         return self._facts is not None
 
     @property
-    def tls(self) -> bool:
-        """Whether the connection is encrypted."""
-        return not self.closed and self._pgconn.ssl_in_use
-
-    @property
-    def peer(self) -> Peer | None:
-        """Who shows a certificate at the other end; None without TLS."""
-        if not self.tls:
-            return None
-        decoded = [
-            part.decode(errors="replace") for part in (self._pgconn.hostaddr, self._pgconn.host)
-        ]
-        return Peer(decoded[0], int(self._pgconn.port), decoded[1])
-
-    @property
     def backend_pid(self) -> int:
         """The process at the other end."""
         return self._pgconn.backend_pid
-
-    def close(self) -> None:
-        """End the connection at once; the server notices."""
-        self._pgconn.finish()
 
     def abandon(self) -> None:
         """End the connection though a statement may be running, and have that cancelled.
@@ -173,30 +119,9 @@ class Session:
             _cancelling.add(task)
             task.add_done_callback(_cancelling.discard)
 
-    def cut(self) -> None:
-        """End the connection under whoever hangs in it."""
-        if not self.closed:
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(self._pgconn.socket)
-            loop.remove_writer(self._pgconn.socket)
-            self.abandon()
-
-    def still_there(self) -> bool:
-        """Whether an idle connection is alive as far as this end can tell without asking."""
-        if not self.closed:
-            poll = select.poll()
-            poll.register(self._pgconn.socket, select.POLLIN)
-            try:
-                # A server that went away said so first; the end of the stream comes behind.
-                while not self.closed and poll.poll(0):
-                    self._pgconn.consume_input()
-            except psycopg.OperationalError:
-                self.close()
-        return not self.closed
-
     async def facts(self, deadline: float) -> Facts:
         """The facts alone; raises as `ask` does."""
-        return await self.ask((), _NO_ANSWERS, deadline)
+        return await self.ask((), NO_ANSWERS, deadline)
 
     async def ask(self, asks: Sequence[Ask], answers: Answers, deadline: float) -> Facts:
         """Send all statements at once, hand over the answers as they come, return the facts.
@@ -241,7 +166,7 @@ class Session:
         # are under way, and then other clients of its pool get our answers, and we get theirs.
         queued = {} if self.pooled else {position: queue(position) for position in positions}
         told: list[bytes] = []
-        async with _Socket(self._pgconn) as wire:
+        async with Wire(self._pgconn) as wire:
             clock = time.perf_counter()
             wire.flush()
             for position in positions:
@@ -262,7 +187,7 @@ class Session:
         self._pgconn.exit_pipeline_mode()
 
     async def _answer(
-        self, wire: "_Socket", parts: Sequence[_Part], take: Callable[[Rows], None]
+        self, wire: "Wire", parts: Sequence[_Part], take: Callable[[Rows], None]
     ) -> QueryFailed | None:
         """Read what comes back for one segment, up to its sync; the failure, if it failed."""
         failure: QueryFailed | None = None
@@ -274,7 +199,7 @@ class Session:
             while result := await wire.result():
                 if result.status == pq.ExecStatus.PIPELINE_SYNC:
                     raise Unreachable(Down.CONNECTION_LOST, _OUT_OF_STEP)
-                failure = failure or _failure(result)
+                failure = failure or failed(result)
                 if failure or not part.rows or result.status not in _TUPLES:
                     continue
                 # Chunks are followed by an empty result, which then says nothing new.
@@ -350,58 +275,6 @@ class Session:
             self._prepared.pop(text, None)
 
 
-class _Socket:
-    """libpq's socket on the event loop while one pipeline runs: sends what waits, reads results."""
-
-    def __init__(self, pgconn: pq.abc.PGconn) -> None:
-        self._pgconn = pgconn
-        self._loop = asyncio.get_running_loop()
-        self._readable = asyncio.Event()
-        self._descriptor = pgconn.socket
-
-    async def __aenter__(self) -> "_Socket":
-        self._loop.add_reader(self._descriptor, self._readable.set)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._loop.remove_reader(self._descriptor)
-        self._loop.remove_writer(self._descriptor)
-
-    def flush(self) -> None:
-        """Send what is queued, now and as soon as the socket takes more."""
-        try:
-            waits = self._pgconn.flush()
-        except psycopg.OperationalError:
-            waits = 0  # the reader will see the broken connection, and perhaps the server's word
-            self._readable.set()
-        if waits:
-            self._loop.add_writer(self._descriptor, self.flush)
-        else:
-            self._loop.remove_writer(self._descriptor)
-
-    async def result(self) -> Rows | None:
-        """The next result, or None at the end of a command; Unreachable when the line is cut."""
-        pgconn = self._pgconn
-        while pgconn.is_busy():
-            await self._readable.wait()
-            self._readable.clear()
-            try:
-                pgconn.consume_input()
-            except psycopg.OperationalError as error:
-                raise self._lost(error) from None
-        return pgconn.get_result()
-
-    def _lost(self, error: psycopg.OperationalError) -> Unreachable:
-        """Why the connection broke: in the server's own last words where it had any."""
-        with contextlib.suppress(psycopg.OperationalError):
-            while not self._pgconn.is_busy() and (result := self._pgconn.get_result()):
-                if result.status == pq.ExecStatus.FATAL_ERROR and (sqlstate := _sqlstate(result)):
-                    return _ended(sqlstate, result.get_error_message())
-                if result.status == pq.ExecStatus.PIPELINE_SYNC:
-                    continue
-        return unreachable("", str(error)) if str(error) else unreachable("", "EOF")
-
-
 async def _cancel(request: pq.abc.PGcancelConn) -> None:
     try:
         request.start()
@@ -415,36 +288,6 @@ async def _cancel(request: pq.abc.PGcancelConn) -> None:
 def _keep(told: list[bytes], rows: Rows) -> None:
     if rows.ntuples:
         told.append(rows.get_value(0, 1) or b"")
-
-
-def _sqlstate(result: Rows) -> str:
-    return (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
-
-
-def _failure(result: Rows) -> QueryFailed | None:
-    """What a result says went wrong; Unreachable when the server ends the whole session."""
-    if result.status != pq.ExecStatus.FATAL_ERROR:
-        return None
-    sqlstate, message = _sqlstate(result), result.get_error_message()
-    severity = result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED)
-    if severity in (b"FATAL", b"PANIC") or not sqlstate:
-        raise _ended(sqlstate, message)
-    return QueryFailed(condition(sqlstate), " ".join(message.split()), sqlstate)
-
-
-def _ended(sqlstate: str, message: str) -> Unreachable:
-    """Why the server has ended the session."""
-    error = unreachable(sqlstate, message)
-    return Unreachable(error.reason, error.detail, passing=sqlstate == CONFLICT)
-
-
-def condition(sqlstate: str) -> str:
-    """PostgreSQL's name for an SQLSTATE, such as `lock_not_available` for 55P03."""
-    try:
-        name = errors.lookup(sqlstate).__name__
-    except KeyError:
-        return "other"
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 def _milliseconds(seconds: float) -> bytes:

@@ -16,9 +16,11 @@ from pgvigil.catalogue import Query
 from pgvigil.certificate import Peer
 from pgvigil.config import Target
 from pgvigil.errors import Down, Unreachable
+from pgvigil.kinds import open_source
 from pgvigil.lane import LIFETIME, Layout, Ledger, MakeLayout, Reception, Sheet
 from pgvigil.plan import Facts, Loss, Plan, Refusal, Statement, make_plan, wanted
-from pgvigil.session import Answers, Ask, Rows, Session
+from pgvigil.session import Session
+from pgvigil.source import Answers, Ask, Rows, Source
 
 PATIENCE = 600.0
 """Seconds after the last scrape for which the lane goes on; who is not scraped asks nothing."""
@@ -165,12 +167,12 @@ class SlowLane:
         """Seconds since the epoch; None when it is not known."""
         self._peer: Peer | None = None
         self._peered = float("-inf")
-        self._visitor: Session | None = None
+        self._visitor: Source | None = None
         """The connection to another database, while there is one."""
         self._ledger = ledger
         self._make_layout = make_layout
         self._findings: _Findings | None = None
-        self._session: Session | None = None
+        self._session: Source | None = None
         self._lifetime = 0.0
         self._facts: Facts | None = None
         self._refresh = min([REFRESH, *(q.every for q in self._queries if q.name not in off)])
@@ -398,7 +400,7 @@ class SlowLane:
         _drop_others(place.results, {s.query.name for s in place.plan.statements})
         self._findings = None
 
-    async def _ask(self, session: Session, place: Place, group: Sequence[Statement]) -> None:
+    async def _ask(self, session: Source, place: Place, group: Sequence[Statement]) -> None:
         asked = time.monotonic()
 
         def keep(statement: Statement, sheet: Sheet) -> None:
@@ -424,22 +426,22 @@ class SlowLane:
             place.layouts[statement.query.name] = known
         return known[1]
 
-    async def _at_home(self) -> Session:
+    async def _at_home(self) -> Source:
         """The connection to the connected database."""
         session = self._session
         if session and not session.closed and time.monotonic() - session.opened > self._lifetime:
             session.close()
         if session is None or not session.still_there():
-            session = await Session.open(self._target, self._wanted, self._deadline(_CONNECT))
+            session = await open_source(self._target, self._wanted, self._deadline(_CONNECT))
             self._session = session
             self._lifetime = LIFETIME * random.uniform(0.9, 1.1)  # noqa: S311
         return session
 
-    async def _enter(self, database: str) -> Session:
+    async def _enter(self, database: str) -> Source:
         """A connection to another database."""
         connection = {**self._target.connection, "dbname": database}
         target = replace(self._target, connection=connection)
-        self._visitor = await Session.open(target, self._wanted, self._deadline(_CONNECT))
+        self._visitor = await open_source(target, self._wanted, self._deadline(_CONNECT))
         return self._visitor
 
     async def _list(self) -> None:
@@ -449,7 +451,8 @@ class SlowLane:
             session = await self._at_home()
             rows = await _rows(session, _LIST, self._deadline(_CONNECT + 5))
             self.provider = next((_PROVIDERS[name] for name, _ in rows if name in _PROVIDERS), "")
-            ways = (b"here",) if session.pooled else (b"here", b"open")
+            pooled = isinstance(session, Session) and session.pooled
+            ways = (b"here",) if pooled else (b"here", b"open")
             names = [name for name, way in rows if way in ways and self._watched(name)]
             if not self._sizes.keys() >= set(names):
                 # Looking at every file is for when there is something new to compare.
@@ -497,7 +500,7 @@ def _deadline(seconds: float) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-async def _rows(session: Session, text: str, deadline: float) -> list[tuple[str, bytes | None]]:
+async def _rows(session: Source, text: str, deadline: float) -> list[tuple[str, bytes | None]]:
     """The rows of a statement of our own about databases: name and value."""
     found: list[tuple[str, bytes | None]] = []
 

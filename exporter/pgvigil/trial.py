@@ -8,8 +8,9 @@ from pgvigil import computed, render
 from pgvigil.catalogue import Query
 from pgvigil.config import Target
 from pgvigil.errors import QueryFailed
+from pgvigil.kinds import open_source
 from pgvigil.plan import Facts, Loss, make_plan, wanted
-from pgvigil.session import Answers, Ask, Rows, Session
+from pgvigil.source import Answers, Ask, Rows
 
 _WIDTH = 40
 """Characters of a value that a table shows."""
@@ -40,7 +41,7 @@ async def run(target: Target, query: Query, database: str | None, seconds: float
     if database is not None:
         target = replace(target, connection={**target.connection, "dbname": database})
     deadline = asyncio.get_running_loop().time() + seconds
-    session = await Session.open(target, wanted([query]), deadline)
+    session = await open_source(target, wanted([query]), deadline)
     try:
         facts = await session.facts(deadline)
         plan = make_plan([query], facts)

@@ -50,15 +50,15 @@ def test_the_page_of_metrics_is_what_the_catalogue_says(
 
 
 def own_families(
-    exporter: Exporter, path: str, *, within: float
+    exporter: Exporter, path: str, *, within: float, visited: bool = True
 ) -> dict[str, tuple[str, str, set[frozenset[str]]]]:
     """The kind, the help and the sets of label names of each family that no query gives.
 
-    A target's page is asked until its databases were visited.
+    A target's page is asked until its databases were visited, where they are.
     """
     end = time.monotonic() + within
     body = exporter.get(path).body.decode()
-    while "probe" in path and "\npgvigil_database_visit_age_seconds{" not in body:
+    while visited and "probe" in path and "\npgvigil_database_visit_age_seconds{" not in body:
         assert time.monotonic() < end, "no database was visited"
         time.sleep(0.1)
         body = exporter.get(path).body.decode()
@@ -85,6 +85,7 @@ def test_the_exporters_own_metrics_are_what_its_pages_hold(server: Server, tmp_p
         "there": {"connection": there},
         "small": {"connection": there, "max_series": 100},
         "nowhere": {"connection": nowhere},
+        "pooler": {"kind": "pgbouncer", "connection": nowhere},
     }
     (tmp_path / "pgvigil.yml").write_text(json.dumps({"targets": targets}))  # JSON is YAML
     (tmp_path / "own.yml").write_text(ODD_QUERIES)
@@ -95,12 +96,15 @@ def test_the_exporters_own_metrics_are_what_its_pages_hold(server: Server, tmp_p
             own_families(exporter, path, within=20)
             for path in ("/probe?target=there", "/probe?target=small", "/metrics")
         )
+        pooler = own_families(exporter, "/probe?target=pooler", within=0, visited=False)
 
     wanted = dict(OWN)
     if not server.tls:
         del wanted["pgvigil_server_certificate_expiry_timestamp_seconds"]
-    assert target.keys() | small.keys() | overview.keys() == wanted.keys()
-    for page, added in ((target, set[str]()), (small, set[str]()), (overview, {"target"})):
+    pages = (target, small, pooler, overview)
+    assert {name for page in pages for name in page} == wanted.keys()
+    for page in pages:
+        added = {"target"} if page is overview else set[str]()
         for name, (kind, about, labels) in page.items():
             own = wanted[name]
             extra = added if not name.startswith(("process_", "pgvigil_build")) else set()

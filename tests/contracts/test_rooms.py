@@ -27,8 +27,12 @@ ORDER = (
     "connect",
     "record",
     "entry",
+    "source",
     "facts",
+    "wire",
     "session",
+    "pgbouncer",
+    "kinds",
     "lane",
     "slow",
     "collect",
@@ -53,12 +57,8 @@ DOORS = {
     "isal": {"serve"},
     "jsonschema": {"documents"},
     "prometheus_client": {"render"},
-    "psycopg": {
-        "connect",
-        "record",
-        "session",
-        "config",
-    },  # config has libpq read connection strings
+    # config has libpq read connection strings
+    "psycopg": {"config", "connect", "record", "wire", "session", "pgbouncer"},
     "structlog": {*ORDER, *BESIDE},
     "yaml": {"documents"},
 }

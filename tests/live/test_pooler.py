@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from pgvigil.config import Target
 from pgvigil.plan import Wanted
-from pgvigil.session import Answers, Ask, Rows, Session
+from pgvigil.session import Session
+from pgvigil.source import Answers, Ask, Rows
 
 from lab import pgbouncer
 from lab.cluster import Cluster

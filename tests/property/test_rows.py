@@ -23,7 +23,7 @@ from pgvigil.collect import Collector, Scrape
 from pgvigil.config import Target
 from pgvigil.plan import Statement
 from pgvigil.render import Sheet
-from pgvigil.session import Rows
+from pgvigil.source import Rows
 
 from lab.cluster import PGVIGIL
 from lab.exporter import Exporter, Page

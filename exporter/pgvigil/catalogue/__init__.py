@@ -17,6 +17,9 @@ SUPPORTED = range(13, 19)
 COLUMNS = "{columns}"
 """Stands in a query's text for the value columns that exist on a server's version."""
 
+WORDS: Mapping[str, str] = {"sql": "postgresql", "show": "pgbouncer"}
+"""The key that says what a query asks, with the kind of targets that understand it."""
+
 DEFAULT_TIMEOUT = 1.0
 """Seconds a statement may run when its query does not say."""
 
@@ -24,7 +27,7 @@ DEFAULT_TIMEOUT = 1.0
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)|'[^']*(?:'|\Z)", re.S)
 _FIRST_WORD = re.compile(r"[\s(]*(select|with|values)\b", re.I)
 _AREA = re.compile(r"[A-Za-z0-9_-]+")
-_OURS = re.compile(r"pgvigil_|process_|python_|pg_(up|down_reason)(_total)?\Z")
+_OURS = re.compile(r"pgvigil_|process_|python_|(pg|pgbouncer)_(up|down_reason)(_total)?\Z")
 _SUFFIXES = {"counter": ("_created",), "histogram": ("_bucket", "_sum", "_count", "_created")}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -130,6 +133,13 @@ class Query:
     """Whether it runs only where the configuration enables it."""
     priority: int = 5
     """What gives way first when a page grows too large: 9 first, 1 last."""
+    word: str = "sql"
+    """The key that said what it asks, one of WORDS."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of targets that it is for."""
+        return WORDS[self.word]
 
     @property
     def all_needs(self) -> list[Needs]:
@@ -193,7 +203,8 @@ def _given(extra: Iterable[Path], problems: list[Problem]) -> Iterator[tuple[Pat
 def _queries(document: documents.Document, sound: Any, area: str) -> Iterator[Query]:
     """The queries of a document; of one with faults, what can be told of it all the same."""
     for name, raw in (sound or {}).items():
-        sql = raw.get("sql", [])
+        word = next((word for word in WORDS if word in raw), "sql")
+        sql = raw.get(word, [])
         parts = sql if isinstance(sql, list) else [{"text": sql}]
         yield Query(
             name=f"{area}.{name}",
@@ -222,6 +233,7 @@ def _queries(document: documents.Document, sound: Any, area: str) -> Iterator[Qu
             limits=tuple(map(float, raw.get("limits", ()))),
             opt_in=raw.get("opt_in", False),
             priority=raw.get("priority", 5),
+            word=word,
         )
 
 
@@ -258,6 +270,8 @@ def _range(raw: Mapping[str, Any]) -> tuple[int, int]:
 def _faults(document: documents.Document, query: Query) -> Iterator[Problem]:
     """What the schema cannot say about one query."""
     here = query.name.partition(".")[2]
+    for keys, text in _word_faults(document, here):
+        yield document.problem(keys, f"{here}: {text}")
     for position, variant in enumerate(query.variants):
         at: documents.Keys = (here, "sql", position) if len(query.variants) > 1 else (here, "sql")
         if variant.since >= variant.until:
@@ -274,6 +288,28 @@ def _faults(document: documents.Document, query: Query) -> Iterator[Problem]:
     if clash := {m.column for m in query.metrics} & set(query.labels):
         text = f"{here}: {', '.join(sorted(clash))}: a label and a value at once; drop one of them"
         yield document.problem((here,), text)
+
+
+def _word_faults(document: documents.Document, here: str) -> Iterator[tuple[documents.Keys, str]]:
+    """What is wrong with the words a query is asked by, and where."""
+    said = [word for word in WORDS if (here, word) in document.lines]
+    if not said:
+        yield (here,), "says nothing to ask; write sql, or show for the console of a PgBouncer"
+    if len(said) > 1:
+        yield (here, said[1]), f"has {said[0]} and {said[1]}; write one of them"
+    if said == ["sql"] or not said:
+        return
+    for keys in document.lines:
+        if keys[:1] == (here,) and keys[1:2] == ("metrics",):
+            strange = keys[3:] in (("value",), ("needs",), ("since",), ("until",))
+        else:
+            strange = keys[:1] == (here,) and keys[1:] in _OF_SQL
+        if strange:
+            yield keys, f"{keys[-1]} belongs to a query with sql; drop it"
+
+
+_OF_SQL = {(key,) for key in ("on", "needs", "scope", "timeout", "computes", "limits")}
+"""The keys of a query that mean nothing without SQL."""
 
 
 def _lane_faults(query: Query) -> Iterator[str]:
@@ -322,6 +358,8 @@ def _computing_faults(query: Query) -> Iterator[str]:
 
 
 def _text_faults(query: Query, variant: Variant) -> Iterator[str]:
+    if query.kind != "postgresql":
+        return  # the schema knows the words; which columns there are shows when it is asked
     bare = _COMMENT.sub(" ", variant.text)
     if not _FIRST_WORD.match(bare):
         yield "a statement must be one SELECT (or WITH ... SELECT, or VALUES)"
