@@ -329,11 +329,12 @@ slow:
         ("  every: 5s\n", "", "from one run to the next; say how often with every"),
         ("  limits: [0.5, 1]\n", "", "is told by limits; name them in seconds"),
         ("[0.5, 1]", "[0]", "seconds, above 0"),
-        ("[datname]", "[usename]", "is told by database; its labels are [datname]"),
+        ("[datname]", "[usename]", "the labels of running_statements are [datname]"),
         ("column: now", "column: later", "'later', which is none of now, seen"),
         ("type: gauge", "type: histogram", "own_running is a gauge, as its column is 'now'"),
         ("  computes: running_statements\n", "", "limits belong to a query that computes"),
         ("running_statements", "wonders", "must be one of executor_time, running_statements"),
+        ("running_statements", "logged_statements", "the labels of logged_statements are []"),
         ("  limits", "  scope: database\n  limits", "of the whole server; drop top and scope"),
     ],
 )

@@ -42,6 +42,13 @@ def test_promtool_sees_a_rule_that_says_something_else(tmp_path: Path) -> None:
     assert "FAILED" in promtool("test", "rules", str(test))
 
 
+def test_the_limit_is_the_same_as_a_label_and_as_a_number() -> None:
+    (objective,) = [
+        rule for rule in rules(RULES / "queries.yml") if rule["record"].endswith(":objective")
+    ]
+    assert objective["expr"] == f"vector({objective['labels']['le']})"
+
+
 def test_each_file_of_rules_has_tests() -> None:
     assert [test.name for test in TESTS] == [f"{file.stem}_test.yml" for file in FILES]
 

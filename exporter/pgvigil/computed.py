@@ -2,7 +2,9 @@
 
 import re
 import time
+from bisect import bisect_left
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from math import inf
 
 from pgvigil import ranking
@@ -34,7 +36,7 @@ def layout(statement: Statement, constant: Mapping[str, str], limits: Sequence[f
 class Computed(Layout):
     """What is known from the runs before, and how it is written down.
 
-    The first label is that of the query; a limit adds another.
+    The first label, if any, is that of the query; a limit adds another.
     """
 
     columns: Sequence[str]
@@ -52,6 +54,8 @@ class Computed(Layout):
         self.metrics = statement.metrics
         self.with_limit = template(constant, (*self.shape.labels, self.lists))
         self.spelled = _spelled(self.limits)
+        self.own = len(self.shape.labels)
+        """Labels of the query."""
 
     def sheet(self) -> "ComputedSheet":
         """A sheet for one run."""
@@ -111,7 +115,7 @@ class ComputedSheet(Sheet):
         for family, metric in zip(self.families, computed.metrics, strict=True):
             chunk: list[bytes] = []
             for suffix, labels, value in computed.samples(metric.column):
-                form = computed.with_limit if len(labels) > 1 else computed.template
+                form = computed.with_limit if len(labels) > computed.own else computed.template
                 chunk += (
                     f"\n{metric.name}{suffix}".encode(),
                     form % tuple(label_values([*labels])),
@@ -355,9 +359,57 @@ class RunningStatements(Computed):
                 yield "", (name, limit), count
 
 
+class LoggedStatements(Computed):
+    """How long the statements took that the server's log tells of."""
+
+    columns = ("took", "skipped")
+    lists = "le"
+
+    def __init__(
+        self, statement: Statement, constant: Mapping[str, str], limits: Sequence[float]
+    ) -> None:
+        super().__init__(statement, constant, limits)
+        self.counts = [0] * (len(self.limits) + 1)
+        """At the first limit they keep."""
+        self.total = 0.0
+        self.skipped = 0
+        self.logging = False
+
+    def take(self, row: Sequence[bytes | None]) -> None:
+        """Take the durations since the last read; none where there is no log to read."""
+        took, skipped = row
+        self.logging = took is not None
+        try:
+            durations = [float(text) / 1000 for text in (took or b"").split(b",") if text]
+            self.skipped += int(skipped or 0)
+        except ValueError:
+            raise QueryFailed("not_a_number", "a duration is not a number") from None
+        for seconds in durations:
+            self.counts[bisect_left(self.limits, seconds)] += 1
+        self.total += sum(durations)
+
+    def end(self, *, whole: bool) -> None:
+        """There is but one row."""
+
+    def samples(self, column: str) -> _Samples:
+        """The samples of one metric."""
+        if not self.logging:
+            return
+        if column == "skipped":
+            yield "", (), self.skipped
+            return
+        *within, calls = accumulate(self.counts)
+        for limit, count in zip(self.spelled, within, strict=True):
+            yield "_bucket", (limit,), count
+        yield "_bucket", (b"+Inf",), calls
+        yield "_sum", (), self.total
+        yield "_count", (), calls
+
+
 KINDS: Mapping[str, type[Computed]] = {
     "executor_time": ExecutorTime,
     "running_statements": RunningStatements,
+    "logged_statements": LoggedStatements,
 }
 """By what a query computes."""
 

@@ -262,6 +262,84 @@ REVOKE ALL ON FUNCTION pgvigil.newest_records() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION pgvigil.newest_records() TO {role};
 """
 
+LOG = """\
+-- Durations of statements: discloses to the role how long each statement took that the server's log
+-- tells of (log_min_duration_statement), in milliseconds, and nothing else of the log. The function
+-- reads what was written since this session last called it, a megabyte at most, and begins with the
+-- log's end. In stderr's format it knows English messages only.
+DROP FUNCTION IF EXISTS pgvigil.logged_durations();
+CREATE FUNCTION pgvigil.logged_durations(OUT took text, OUT skipped bigint)
+  LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS $$
+  DECLARE
+    most CONSTANT bigint := 1048576;
+    place text := current_setting('pgvigil.log_place', true);
+    format text := 'csvlog';
+    newest text := pg_current_logfile('csvlog');
+    name text;
+    position bigint;
+    size bigint;
+    chunk bytea;
+    content text;
+    rest text;
+    pattern text;
+  BEGIN
+    IF newest IS NULL AND current_setting('server_version_num')::integer >= 150000 THEN
+      format := 'jsonlog';
+      newest := pg_current_logfile('jsonlog');
+    END IF;
+    IF newest IS NULL THEN
+      format := 'stderr';
+      newest := pg_current_logfile('stderr');
+    END IF;
+    IF newest IS NULL THEN
+      RETURN;
+    END IF;
+    -- Nothing in a statement's text looks like these: its quotes are doubled or escaped, and its
+    -- lines begin with a tab.
+    pattern := CASE format
+        WHEN 'csvlog' THEN ',LOG,00000,"'
+        WHEN 'jsonlog' THEN '"error_severity":"LOG",(?:"state_code":"00000",)?"message":"'
+        ELSE '(?n)^(?!\\t)(?:(?!:  ).)*LOG:  '
+      END || 'duration: ([0-9.]+) ms  (?:statement: |execute )';
+    took := '';
+    skipped := 0;
+    name := coalesce(substr(place, strpos(place, ' ') + 1), newest);
+    position := split_part(place, ' ', 1);
+    FOR turn IN 1..2 LOOP
+      size := (pg_stat_file(name, true)).size;
+      IF size IS NOT NULL THEN
+        position := coalesce(position, size);
+        IF position > size THEN
+          position := 0;  -- it was begun anew
+        END IF;
+        IF size - position > most THEN
+          skipped := skipped + size - position - most;
+          position := size - most;
+        END IF;
+        chunk := pg_read_binary_file(name, position, size - position, true);
+        content := encode(chunk, 'escape');  -- whatever its bytes are, and with its line ends
+        rest := substring(content, '[^\\n]*$');
+        IF name = newest AND length(rest) < length(content) THEN
+          size := size - length(decode(rest, 'escape'));
+          content := left(content, length(content) - length(rest));
+        ELSIF name = newest AND size - position < most THEN
+          size := position;
+          content := '';
+        END IF;
+        took := concat_ws(',', nullif(took, ''),
+          (SELECT string_agg(line[1], ',') FROM regexp_matches(content, pattern, 'g') AS line));
+      END IF;
+      EXIT WHEN name = newest;
+      name := newest;
+      position := 0;
+    END LOOP;
+    PERFORM set_config('pgvigil.log_place', concat(coalesce(size, 0), ' ', name), false);
+  END $$;
+REVOKE ALL ON FUNCTION pgvigil.logged_durations() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION pgvigil.logged_durations() TO {role};
+"""
+
 SEQUENCES = """\
 -- Sequences: discloses to the role where each sequence of this database stands, which pg_monitor
 -- does not. For sequences to come, run it again, or have those who make them say
@@ -295,6 +373,7 @@ PARTS = {
     "security": "what findings on passwords and pg_hba.conf need",
     "host": "what figures of the server's machine need",
     "sequences": "what the use of sequences needs",
+    "log": "what the durations in the statement log need",
     "record": "where jobs write down backups, drills and checks, and a role that may add to it",
 }
 """What may be granted beyond the role itself, and what for."""
@@ -308,7 +387,7 @@ def script(
     record_role: str = DEFAULT_RECORD_ROLE,
 ) -> str:
     """The SQL that creates a role, unless told not to, and grants it some of PARTS."""
-    functions = {"bloat": BLOAT, "security": SECURITY, "host": HOST, "record": RECORD}
+    functions = {"bloat": BLOAT, "security": SECURITY, "host": HOST, "log": LOG, "record": RECORD}
     wanted = [text for part, text in functions.items() if part in parts]
     if wanted:
         wanted = [SCHEMA, *wanted]

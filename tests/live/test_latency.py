@@ -202,7 +202,7 @@ def test_where_pg_stat_monitor_counts_calls_its_buckets_are_told(
     def bucket(minute: int, calls: str, *, query: str = "select $1", done: bool = True) -> None:
         # The same in two entries, of which the one is the superuser's.
         server.execute(
-            f"insert into monitored select 0, '2026-01-01 00:{minute}', 10, oid, datname, "  # noqa: S608
+            f"insert into monitored select 0, '2026-01-01 00:{minute}', 10, oid, datname, "
             f"'{query}', 0, 1, 500, '{calls}', {done} from pg_database where datname = 'app'"
         )
 

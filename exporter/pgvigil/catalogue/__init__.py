@@ -39,8 +39,12 @@ COMPUTES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("recreated", "evicted", "missed"), "counter"),
     },
     "running_statements": {"now": "gauge", "seen": "counter"},
+    "logged_statements": {"took": "histogram", "skipped": "counter"},
 }
 """What can be computed from a query's rows: the columns that metrics may name, with their types."""
+
+_LABELS: Mapping[str, list[str]] = {"logged_statements": []}
+"""What is not told by database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,8 +349,8 @@ def _computing_faults(query: Query) -> Iterator[str]:
         yield f"{query.computes} is computed from one run to the next; say how often with every"
     if query.top or query.scope == "database":
         yield f"{query.computes} is computed of the whole server; drop top and scope"
-    if tuple(query.labels) != ("datname",):
-        yield f"{query.computes} is told by database; its labels are [datname]"
+    if list(query.labels) != (labels := _LABELS.get(query.computes, ["datname"])):
+        yield f"the labels of {query.computes} are [{', '.join(labels)}]"
     if not query.limits:
         yield f"{query.computes} is told by limits; name them in seconds, such as [0.1, 1]"
     if strange := [metric for metric in query.metrics if metric.column not in known]:
