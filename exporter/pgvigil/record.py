@@ -25,8 +25,10 @@ _BEGIN = b"""begin read write;
 set local search_path = pg_catalog;
 set local lock_timeout = '2s';
 set local statement_timeout = '5s';
-set local idle_in_transaction_session_timeout = '5s'"""
-"""In the transaction, where a pooler leaves them to us."""
+set local idle_in_transaction_session_timeout = '5s';
+set local synchronous_commit = local"""
+"""In the transaction, where a pooler leaves them to us. No timeout bounds a commit that waits for a
+synchronous standby, so it waits for none."""
 
 # The server's clock serves where the job's is not told: ages are reckoned by the former. Of a job
 # whose clock is ahead only the start may be told.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import psycopg
 import pytest
 from pgvigil import grants, record
+from psycopg.conninfo import make_conninfo
 
 from lab.catalogue import AskedError, only, rows_of
 from lab.cluster import BARE, PGVIGIL
@@ -103,6 +104,22 @@ def test_what_a_job_tells_is_read_on_the_primary_and_the_standby(house: House) -
         assert row["ended"] != row["good_ended"]
         tools = only(rows_of(server, "backup.record_tools"))
         assert tools == {"kind": "backup", "place": HOSTILE, "tool": "", "one": 1}
+
+
+def test_on_a_standby_the_way_to_the_primary_is_shown(house: House) -> None:
+    here = house.standby.conninfo(user="job", password="job")
+    refused = pgvigil(here, "backup", "--ok")
+    assert refused.returncode == 1
+    assert "this is a standby; records are written on the primary" in refused.stderr
+    both = make_conninfo(
+        here,
+        host="127.0.0.1,127.0.0.1",
+        port=f"{house.standby.port},{house.primary.port}",
+        # Right for reading, and no hindrance here.
+        target_session_attrs="prefer-standby",
+    )
+    assert pgvigil(both, "backup", "--ok").returncode == 0
+    assert len(house.rows()) == 1
 
 
 def test_the_page_has_a_series_for_each_kind_and_place(house: House) -> None:

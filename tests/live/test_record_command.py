@@ -28,10 +28,9 @@ CLEAN = {
 Row = tuple[str, bool, str, str]
 
 
-@pytest.fixture(scope="module", params=[13, 18])
-def built(request: pytest.FixtureRequest, module_server: Callable[..., Server]) -> Server:
-    server = module_server(request.param)
-    server.standby()
+@pytest.fixture(scope="module")
+def built(module_server: Callable[..., Server]) -> Server:
+    server = module_server(18)
     server.execute(grants.script("pgvigil", ["record"], create=False))
     server.execute(
         f"create role job login password '{CANARY}' in role pgvigil_record;"
@@ -121,6 +120,16 @@ def test_a_job_that_cannot_be_run_has_failed(
     assert rows(server) == [("backup", False, name, told)]
 
 
+def hangs_up() -> None:
+    """Be ended by the end of a terminal, which the tests ignore under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def ignores_hang_ups() -> None:
+    """Be as under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_reaches_the_job_which_may_end_in_its_own_way(
     server: Server, sent: signal.Signals
@@ -130,12 +139,32 @@ def test_a_signal_reaches_the_job_which_may_end_in_its_own_way(
         command("backup", "--run", "--", "sh", "-c", script),
         env={**CLEAN, "PGVIGIL_DSN": server.conninfo(user="job", password=CANARY)},
         stdout=subprocess.PIPE,
+        preexec_fn=hangs_up,
     ) as process:
         assert process.stdout
         process.stdout.readline()
         process.send_signal(sent)
         assert process.wait(60) == 7
     assert rows(server) == [("backup", False, "sh", "exit code 7")]
+
+
+def test_a_job_under_nohup_outlives_its_terminal(server: Server) -> None:
+    with subprocess.Popen(
+        command("backup", "--run", "--", "sh", "-c", "echo ready; read word; exit 4"),
+        env={**CLEAN, "PGVIGIL_DSN": server.conninfo(user="job", password=CANARY)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=ignores_hang_ups,
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        os.killpg(process.pid, signal.SIGHUP)
+        assert process.stdin
+        process.stdin.write(b"on\n")
+        process.stdin.flush()
+        assert process.wait(60) == 4
+    assert rows(server) == [("backup", False, "sh", "exit code 4")]
 
 
 def test_a_job_that_is_interrupted_at_the_terminal_has_failed(server: Server) -> None:
@@ -201,22 +230,6 @@ def test_a_wrong_configuration_keeps_no_job_from_running(tmp_path: Path) -> None
     assert refused.returncode == 2
 
 
-def test_on_a_standby_the_way_to_the_primary_is_shown(server: Server) -> None:
-    (standby,) = server.standbys
-    refused = pgvigil(standby, "backup", "--ok")
-    assert refused.returncode == 1
-    assert "this is a standby; records are written on the primary" in refused.stderr
-    both = psycopg.conninfo.make_conninfo(
-        host="127.0.0.1,127.0.0.1",
-        port=f"{standby.port},{server.port}",
-        user="job",
-        password=CANARY,
-        target_session_attrs="prefer-standby",
-    )
-    assert pgvigil(None, "backup", "--ok", PGVIGIL_DSN=both).returncode == 0
-    assert len(rows(server)) == 1
-
-
 def test_of_several_targets_one_is_named(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "pgvigil.yml"
     here = {"dsn": server.conninfo(user="job", password=CANARY)}
@@ -251,6 +264,16 @@ def test_a_locked_table_holds_nobody_up_for_long(server: Server) -> None:
     assert (ended.returncode, ended.stdout) == (0, "")
     assert "lock timeout" in ended.stderr
     assert rows(server) == []
+
+
+def test_a_missing_synchronous_standby_holds_nobody_up(server: Server) -> None:
+    server.set({"synchronous_standby_names": "nowhere"})
+    try:
+        ended = pgvigil(server, "backup", "--ok")
+    finally:
+        server.set({"synchronous_standby_names": None})
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert len(rows(server)) == 1
 
 
 def test_a_silent_server_holds_nobody_up_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
