@@ -117,14 +117,14 @@ WORKLOADS = (
         "pareto",
         "one statement, Pareto from 5 ms, alpha 1.5",
         "\\set t least(10, 0.005 * pow(random(1, 1000000) / 1000000.0, -1 / 1.5))\n" + _SLEEP,
-        clients=8,
+        clients=24,
         mode="extended",
     ),
     Workload(
         "lognormal",
         "one statement, log-normal, median 20 ms, sigma 1",
         "\\set z random_gaussian(-5000, 5000, 5) / 1000.0\n\\set t 0.02 * exp(:z)\n" + _SLEEP,
-        clients=16,
+        clients=48,
         mode="prepared",
     ),
     Workload(
