@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import difflib
 import gc
+import json
 import logging
 import os
 import re
@@ -33,7 +34,7 @@ from pgvigil import (
 from pgvigil.collect import Collector
 from pgvigil.config import Settings, Target, Told
 from pgvigil.door import Door
-from pgvigil.errors import Problem, QueryFailed, Refused, Unreachable, printable
+from pgvigil.errors import DrillFailed, Problem, QueryFailed, Refused, Unreachable, printable
 from pgvigil.kinds import open_source
 from pgvigil.plan import Facts, Plan, Statement, concerning, disabled, make_plan, wanted
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (it failed) or 2 (it was refused)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     words, command = _apart(words)
-    told = _parser().parse_args(words, argparse.Namespace(command=command))
+    told = _parser(words).parse_args(words, argparse.Namespace(command=command))
     if told.dsn and config.has_password(told.dsn):
         _hide(words, command, told.dsn)
     told.environment = dict(os.environ)
@@ -297,20 +298,12 @@ def _record(told: argparse.Namespace) -> int:
             tool=told.tool or printable(Path(told.command[0]).name)[: record.TOOL_LENGTH],
             note=note[: record.NOTE_LENGTH],
         )
-    address = ""
     try:
-        target = _one(told)
-        address = target.address
-        asyncio.run(record.write(target, row))
+        failed = 0 if _written(_one(told), row) else FAILURE
     except Refused as error:
         print("\n".join(map(str, error.problems)), file=sys.stderr)
+        print(f"pgvigil: the {row.kind} was NOT recorded", file=sys.stderr)
         failed = USAGE_ERROR
-    except (Unreachable, QueryFailed) as error:
-        print(printable(f"{address}: {error.detail}"), file=sys.stderr)
-        failed = FAILURE
-    else:
-        return code or 0
-    print(f"pgvigil: the {row.kind} was NOT recorded", file=sys.stderr)
     return failed if code is None else code
 
 
@@ -337,6 +330,40 @@ def _grants(told: argparse.Namespace) -> int:
     )
     print(script, end="")
     return 0
+
+
+def _drill(told: argparse.Namespace) -> int:
+    from pgvigil import drill, orders, scratch
+
+    order = orders.read(told)
+    target = _one(told) if told.records else None
+    scratch.listen()
+    try:
+        with scratch.account(told.account):
+            report = drill.run(order, drill.Shown(sys.stderr))
+    except KeyboardInterrupt:
+        print("interrupted; nothing is left behind", file=sys.stderr)
+        return FAILURE
+    except DrillFailed as error:
+        print(error, file=sys.stderr)
+        return FAILURE
+    if told.json:
+        print(json.dumps(drill.document(report), indent=2))
+    else:
+        print("\n".join(drill.lines(report)))
+    recorded = target is None or _written(target, drill.record(report, told.place))
+    return 0 if report.ok and recorded else FAILURE
+
+
+def _written(target: Target, row: record.Record) -> bool:
+    """Write down what was done, or say why that fails."""
+    try:
+        asyncio.run(record.write(target, row))
+    except (Unreachable, QueryFailed) as error:
+        print(printable(f"{target.address}: {error.detail}"), file=sys.stderr)
+        print(f"pgvigil: the {row.kind} was NOT recorded", file=sys.stderr)
+        return False
+    return True
 
 
 def _settled(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query, ...]]:
@@ -421,7 +448,7 @@ class _Parser(argparse.ArgumentParser):
 _SECRET = re.compile(r"\S*(?:://|pass\w*[\s=]).*", re.I | re.S)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="pgvigil", description="Watch PostgreSQL for Prometheus.", allow_abbrev=False
     )
@@ -465,7 +492,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what to log (default info)",
     )
 
-    def command(name: str, run: object, text: str, *parents: _Parser) -> None:
+    def command(name: str, run: object, text: str, *parents: _Parser) -> _Parser:
         made = commands.add_parser(
             name, help=text, description=text, parents=parents, allow_abbrev=False
         )
@@ -506,6 +533,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "record":
             entry.words(made)
+        return made
 
     command("serve", _serve, "Serve the metrics of one or more servers.", common)
     command("check", _check, "Check configuration and catalogue, without any server.", common)
@@ -516,4 +544,20 @@ def _parser() -> argparse.ArgumentParser:
     command("query", _query, "Run one query on a server: its rows, and their series.", common)
     command("grants", _grants, "Print the SQL that makes a role for monitoring.")
     command("record", _record, "Write down that a backup, a drill or a check was done.", whom)
+    drill = command("drill", _drill, "Practise what must work one day: a restore.")
+    if "drill" in words[:1]:
+        _drills(drill, whom)
     return parser
+
+
+def _drills(parser: argparse.ArgumentParser, whom: argparse.ArgumentParser) -> None:
+    """The words of the drills, which bring what the other commands shall not load."""
+    from pgvigil import orders
+
+    kinds = parser.add_subparsers(required=True, metavar="DRILL")
+    text = "Restore a backup beside everything else, start it, look at it, and clean up."
+    restore = kinds.add_parser(
+        "restore", help=text, description=text, parents=[whom], allow_abbrev=False
+    )
+    restore.set_defaults(run=_drill)
+    orders.add_arguments(restore)

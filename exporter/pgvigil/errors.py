@@ -104,3 +104,7 @@ class QueryFailed(PgvigilError):
         self.sqlstate = sqlstate
         """Empty where no server spoke."""
         super().__init__(f"{reason}: {detail}")
+
+
+class DrillFailed(PgvigilError):
+    """A drill cannot go on, so that it has failed; the text is for a person and has a remedy."""

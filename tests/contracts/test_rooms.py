@@ -46,6 +46,16 @@ ORDER = (
     "landing",
     "door",
     "serve",
+    "fence",
+    "scratch",
+    "programs",
+    "wal",
+    "basebackup",
+    "recovery",
+    "checks",
+    "drill",
+    "pgbackrest",
+    "orders",
     "cli",
     "__main__",
 )
@@ -57,8 +67,8 @@ DOORS = {
     "isal": {"serve"},
     "jsonschema": {"documents"},
     "prometheus_client": {"render"},
-    # config has libpq read connection strings
-    "psycopg": {"config", "connect", "record", "wire", "session", "pgbouncer"},
+    # config has libpq read connection strings; checks asks a server of its own.
+    "psycopg": {"config", "connect", "record", "wire", "session", "pgbouncer", "checks"},
     "structlog": {*ORDER, *BESIDE},
     "yaml": {"documents"},
 }
