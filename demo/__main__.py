@@ -19,7 +19,7 @@ from types import FrameType
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from demo import shop
+from demo import backup, shop
 from demo.exporter import Exporter, ExporterError, create_role, free_port, last_words
 from demo.summary import Page, describe
 from lab.binaries import Binaries, LocalBinaries, UnavailableError, find
@@ -111,6 +111,7 @@ def main() -> int:
         return 1
     except (
         _DiedError,
+        backup.DrillError,
         ExporterError,
         OSError,
         ServerError,
@@ -189,13 +190,19 @@ def _set_up(wanted_port: int, wish: _Wish, undo: contextlib.ExitStack) -> _Stage
         shop.create(primary)
         load = shop.start_load(primary)
         undo.callback(load.stop)
+    with _step(wish, "take a backup, and have it recorded"):
+        taken = backup.take(primary)
+    with _step(wish, "restore it in a drill, and look at each table"):
+        told = backup.drill(primary, binaries, taken)
     with _step(wish, "leave a transaction idle and an update blocked"):
         undo.enter_context(shop.misbehave(primary))
     with _step(wish, "start the exporter as the role pgvigil"):
         exporter = Exporter(primary, password, free_port(wanted_port))
         undo.callback(exporter.stop)
         exporter.wait()
+    shutil.rmtree(taken)
     print(f"  {'ready':<52}{time.monotonic() - begin:5.1f} s\n")
+    print("What `pgvigil drill restore` said", *told.splitlines()[1:], "", sep="\n")
     if exporter.port != wanted_port:
         print(f"Port {wanted_port} is taken; the exporter took {exporter.port}.\n")
     return _Stage(

@@ -76,6 +76,8 @@ def describe(page: Page, before: Page | None) -> list[str]:
             "idle transaction": _idle_transaction(page),
             "blocked": _blocked(page),
             "standby": _standby(page),
+            "backup": _backup(page),
+            "restore drill": _drill(page),
         }
     rows["scrape"] = _scrape(page)
     return [f"  {name:<18}{text}" for name, text in rows.items()]
@@ -125,6 +127,23 @@ def _standby(page: Page) -> str:
     if not streaming or not behind:
         return "none is streaming"
     return f"{streaming:.0f} streaming, {max(behind):,.0f} bytes behind"
+
+
+def _backup(page: Page) -> str:
+    sizes = page.values("pg_record_last_good_size_bytes", kind="backup")
+    age = _age(page, "backup")
+    return f"the last good one {age}, {sizes[0] / 1e6:.0f} MB" if sizes and age else "none is known"
+
+
+def _drill(page: Page) -> str:
+    seconds = page.values("pg_record_last_good_duration_seconds", kind="restore_verification")
+    age = _age(page, "restore_verification")
+    return f"passed {age}: back in {seconds[0]:.1f} s" if seconds and age else "none is known"
+
+
+def _age(page: Page, kind: str) -> str:
+    ends = page.values("pg_record_last_good_ended_timestamp_seconds", kind=kind)
+    return f"{max(0, time.time() - max(ends)):.0f} s ago" if ends else ""
 
 
 def _scrape(page: Page) -> str:

@@ -20,8 +20,11 @@ def archive(server: Server) -> Path:
     return place
 
 
-def take(server: Server, place: Path) -> None:
-    """Copy the data of a running server between the start and the stop of a backup."""
+def take(server: Server, place: Path, *, wal: bool = False) -> None:
+    """Copy the data of a running server between the start and the stop of a backup.
+
+    With `wal` the backup has what it needs of that, so that it wants no archive.
+    """
     newer = server.major >= 15
     start = "pg_backup_start('lab', true)" if newer else "pg_start_backup('lab', true, false)"
     stop = "pg_backup_stop(false)" if newer else "pg_stop_backup(false, false)"
@@ -35,6 +38,9 @@ def take(server: Server, place: Path) -> None:
     (place / "postmaster.pid").unlink()
     for path in (*(place / "pg_wal").iterdir(), *(place / "pg_replslot").iterdir()):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if wal:
+        for path in (server.data / "pg_wal").glob("[0-9A-F]" * 24):
+            subprocess.run(["cp", "-a", path, place / "pg_wal"], check=True)
     for name, text in (("backup_label", label), ("tablespace_map", spaces)):
         if text:
             (place / name).write_text(text)

@@ -72,6 +72,8 @@ def test_it_shows_the_pages_and_the_bad_habits_and_leaves_nothing(
     assert re.search(r"^  idle transaction +the oldest is idle for [1-9]\d* s$", output, re.M)
     assert re.search(r"^  blocked +1 session waiting for a lock, for [1-9]\d* s$", output, re.M)
     assert re.search(r"^  standby +1 streaming, [\d,]+ bytes behind$", output, re.M)
+    assert re.search(r"^  backup +the last good one \d+ s ago, \d+ MB$", output, re.M)
+    assert re.search(r"^  restore drill +passed \d+ s ago: back in \d+\.\d s$", output, re.M)
     assert_nothing_is_left(place)
 
 
@@ -89,7 +91,9 @@ def test_it_ends_in_peace_when_it_is_asked_to(
     assert_nothing_is_left(place)
 
 
-@pytest.mark.parametrize("step", ["pgvigil demo", "prepare", "create the role", "open a shop"])
+@pytest.mark.parametrize(
+    "step", ["pgvigil demo", "prepare", "create the role", "open a shop", "restore it"]
+)
 def test_it_ends_in_peace_while_it_sets_up(
     step: str, start: Callable[..., Demo], place: Path
 ) -> None:

@@ -13,8 +13,8 @@ from pgvigil.scratch import Scratch, heed
 
 PORT = 5432
 """It names the socket only."""
-_LONGEST_SOCKET = 107
-"""Bytes of a Unix socket's path that Linux takes."""
+_LONGEST_SOCKET = 103
+"""Bytes of a Unix socket's path that every system takes; Linux takes four more."""
 _PAUSE = 0.05
 
 _CLOSED: Mapping[str, str] = {
@@ -95,7 +95,7 @@ class Restored:
     @property
     def socket(self) -> Path:
         """The directory with its socket."""
-        return self.scratch.directory / "socket"
+        return self.scratch.directory
 
     def start(self, deadline: float, tell: Callable[[str], None]) -> None:
         """Start it and return when recovery has ended and it accepts us; raises DrillFailed."""
@@ -103,7 +103,6 @@ class Restored:
             raise DrillFailed(
                 f"{self.socket} is too long a path for a socket; --scratch names a shorter one"
             )
-        self.socket.mkdir(mode=0o700, exist_ok=True)
         preloaded = self._preloaded(deadline)
         self._take_over()
         while (unloadable := self._try(preloaded, deadline, tell)) is not None:

@@ -111,7 +111,7 @@ class Scratch:
     def __init__(self, parent: Path, *, keep: bool = False) -> None:
         """Make it in a directory that exists; with `keep` it stays. Raises DrillFailed."""
         try:
-            self.directory = Path(tempfile.mkdtemp(prefix="pgvigil-drill-", dir=parent)).resolve()
+            self.directory = Path(tempfile.mkdtemp(prefix="drill-", dir=parent)).resolve()
         except OSError as error:
             raise DrillFailed(f"{parent}: no scratch directory can be made: {error.strerror}; "
                               "--scratch names another place") from None  # fmt: skip
