@@ -32,9 +32,11 @@ fmt: .venv/dev ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: .venv/dev ## write docs/metrics.md anew from the catalogue
+docs: .venv/dev ## write docs/metrics.md and docs/standards.md anew
 	@$(BIN)/pgvigil reference > docs/metrics.new || { rm -f docs/metrics.new; exit 1; }
 	@mv docs/metrics.new docs/metrics.md
+	@$(BIN)/pgvigil reference --standards > docs/standards.new || { rm -f docs/standards.new; exit 1; }
+	@mv docs/standards.new docs/standards.md
 
 bench: .venv/dev .venv/demo ## measure beside postgres_exporter (ARGS="--quick --only rtt")
 	@$(BIN)/python -m bench $(ARGS)

@@ -8,12 +8,13 @@ from functools import lru_cache
 from itertools import groupby
 from weakref import WeakKeyDictionary
 
-from pgvigil import __version__
+from pgvigil import __version__, maintenance
 from pgvigil.collect import Collector, Scrape
 from pgvigil.errors import Down
 from pgvigil.own import OWN, PREFIXES
-from pgvigil.render import Family, Headers, Sheet, headers, number, pair
+from pgvigil.render import Family, Headers, Sheet, bucket_limit, headers, number, pair
 from pgvigil.slow import Result, shown
+from pgvigil.standards import LATENCY, Objective
 
 Labels = tuple[tuple[str, str], ...]
 """Names and values."""
@@ -22,6 +23,8 @@ _slow_pages: WeakKeyDictionary[Collector, tuple[Sequence[Result], list[Family]]]
     WeakKeyDictionary()
 )
 """What the slow lane's results came to at the last scrape; they seldom change between two."""
+
+_expectations: WeakKeyDictionary[Collector, tuple[Family, Family]] = WeakKeyDictionary()
 
 _Memo = dict[str, tuple[Sequence[tuple[bytes, float]], Family]]
 _memos: WeakKeyDictionary[Collector, _Memo] = WeakKeyDictionary()
@@ -52,6 +55,7 @@ def families(collector: Collector, scrape: Scrape) -> Iterator[Family]:
             [(b"", expiry)] if expiry is not None else [],
         )
     yield from _of_targets([(labels, collector, scrape)])
+    yield from _expected(collector)
 
 
 def overview(collectors: Iterable[Collector]) -> Iterator[Family]:
@@ -69,6 +73,31 @@ def ourselves() -> Family:
     """What is running here."""
     labels = _pairs(("version", __version__), ("python", platform.python_version()))
     return _family("pgvigil_build_info", (), [(labels, 1)])
+
+
+def _expected(collector: Collector) -> Iterator[Family]:
+    """What is expected of the target; the same again until the program ends, but for windows."""
+    labels, target = _constant(collector), collector.target
+    keys = OWN["pgvigil_objective"].labels
+    known = _expectations.get(collector)
+    if known is None:
+        told = [
+            (_pairs(*zip(keys, (*of[:3], _le(of)), strict=True)), of.value)
+            for of in target.objectives
+        ]
+        names = [(_pairs(("kind", kind), ("name", name)), 1.0) for kind, name in target.declared]
+        known = _expectations[collector] = (
+            _family("pgvigil_objective", labels, told),
+            _family("pgvigil_declared", labels, names),
+        )
+    yield from known
+    under_way = maintenance.under_way(target.maintenance)
+    yield _family("pgvigil_maintenance", labels, [(b"", under_way)])
+
+
+def _le(objective: Objective) -> str:
+    """The limit as histograms spell it, of one that they tell of; an empty label is none."""
+    return bucket_limit(objective.value) if objective.name == LATENCY else ""
 
 
 def _constant(collector: Collector) -> Labels:

@@ -25,6 +25,7 @@ from pgvigil import (
     computed,
     config,
     entry,
+    expected,
     grants,
     job,
     record,
@@ -105,7 +106,7 @@ def _hide(words: Sequence[str], command: Sequence[str], dsn: str) -> None:
 
 
 def _serve(told: argparse.Namespace) -> int:
-    settings, queries = apart.run(partial(_settled, told))
+    settings, queries = apart.run(partial(_complete, told))
     try:
         door = serve.listen(settings.listen)
     except OSError as error:
@@ -131,7 +132,7 @@ def _serve(told: argparse.Namespace) -> int:
 
 def _layout(target: Target, statement: Statement, labels: Mapping[str, str]) -> render.Layout:
     """How the rows of a statement on a target are written down."""
-    return computed.layout(statement, {**target.labels, **labels}, target.latency_limits)
+    return computed.layout(statement, {**target.labels, **labels}, target.limits)
 
 
 async def _serving(
@@ -265,8 +266,11 @@ def _print_plan(target: Target, facts: Facts, plan: Plan, sql: bool) -> None:
 
 
 def _reference(told: argparse.Namespace) -> int:
-    from pgvigil import reference, standards
+    from pgvigil import coverage, reference, standards
 
+    if told.standards:
+        print(coverage.page(standards.load()), end="")
+        return 0
     used: dict[str, list[str]] = {}
     for standard in standards.load():
         for name in standard.metrics:
@@ -397,6 +401,16 @@ def _settled(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query,
     return settings, queries
 
 
+def _complete(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query, ...]]:
+    """Configuration and catalogue, with all objectives of the standards."""
+    settings, queries = _settled(told)
+    targets = [
+        replace(target, objectives=expected.completed(target.objectives))
+        for target in settings.targets
+    ]
+    return replace(settings, targets=targets), queries
+
+
 def _unknown(settings: Settings, queries: Sequence[catalogue.Query]) -> Iterator[Problem]:
     """What a target enables or disables that no catalogue has."""
     known = {name for query in queries for name in (query.name, query.area)}
@@ -511,6 +525,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
                 metavar="PATH",
                 help="file or folder with queries of your own; may be given more than once",
             )
+            made.add_argument(
+                "--standards", action="store_true", help="the standards in place of the metrics"
+            )
         if name == "query":
             made.add_argument("name", help="the query, such as activity.sessions or one of yours")
             made.add_argument("--target", help="which of the configuration; the first when absent")
@@ -540,7 +557,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     command(
         "explain", _explain, "Show what would run on a server, what would not, and why.", common
     )
-    command("reference", _reference, "Print the reference of all metrics as Markdown.")
+    command(
+        "reference", _reference, "Print the reference of all metrics, or standards, as Markdown."
+    )
     command("query", _query, "Run one query on a server: its rows, and their series.", common)
     command("grants", _grants, "Print the SQL that makes a role for monitoring.")
     command("record", _record, "Write down that a backup, a drill or a check was done.", whom)

@@ -11,7 +11,15 @@ from pgvigil import ranking
 from pgvigil.errors import QueryFailed
 from pgvigil.latency import Entry, Histogram, Statements
 from pgvigil.plan import TOP_ROWS, Statement
-from pgvigil.render import Layout, Sheet, label_values, number, shown_values, template
+from pgvigil.render import (
+    Layout,
+    Sheet,
+    bucket_limit,
+    label_values,
+    number,
+    shown_values,
+    template,
+)
 from pgvigil.source import Rows
 
 OTHER = b"other"
@@ -53,7 +61,8 @@ class Computed(Layout):
         self.limits = sorted({*statement.query.limits, *limits})
         self.metrics = statement.metrics
         self.with_limit = template(constant, (*self.shape.labels, self.lists))
-        self.spelled = _spelled(self.limits)
+        self.spelled = [bucket_limit(limit).encode() for limit in self.limits]
+        """The limits as OpenMetrics spells them."""
         self.own = len(self.shape.labels)
         """Labels of the query."""
 
@@ -168,7 +177,7 @@ class ExecutorTime(Computed):
 
     def _divide(self, limits: Sequence[float]) -> None:
         """Count by these limits from now on."""
-        self.spelled = _spelled(limits)
+        self.spelled = [bucket_limit(limit).encode() for limit in limits]
         self.statements = Statements(limit * 1000 for limit in limits)
         each = 3 * len(limits) + len(self.metrics) + 2
         self.room = max(1, self._room // each - 1)
@@ -412,9 +421,3 @@ KINDS: Mapping[str, type[Computed]] = {
     "logged_statements": LoggedStatements,
 }
 """By what a query computes."""
-
-
-def _spelled(limits: Sequence[float]) -> list[bytes]:
-    """Limits as OpenMetrics spells them."""
-    texts = [number(limit) for limit in limits]
-    return [(text if "." in text else f"{text}.0").encode() for text in texts]

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 from psycopg import ProgrammingError, conninfo, pq
 
-from pgvigil import documents
+from pgvigil import documents, expected
 from pgvigil.errors import Problem, Refused, printable
+from pgvigil.maintenance import Window
+from pgvigil.standards import LATENCY, Objective
 
 DEFAULT_LISTEN = ":9187"
 
@@ -90,6 +92,11 @@ class Target:
     """The most series on the target's page, the exporter's own aside."""
     latency_limits: Sequence[float] = ()
     """Seconds; limits of the operator's own, beside those that latency is told by anyhow."""
+    objectives: Sequence[Objective] = ()
+    """The operator's own; once the program serves, all of the standards'."""
+    declared: Sequence[tuple[str, str]] = ()
+    """What is as it shall be, as kind and name: a role, a superuser, a tenant_table."""
+    maintenance: Sequence[Window] = ()
     kind: str = "postgresql"
     """What answers there; `kinds` knows how each is asked."""
 
@@ -101,6 +108,12 @@ class Target:
         if self.password_file is None:
             return dict(self.connection)
         return {**self.connection, "password": read_secret(self.password_file)}
+
+    @property
+    def limits(self) -> Sequence[float]:
+        """In seconds, what latency is told by besides: the operator's limits and objectives."""
+        wanted = (of.value for of in self.objectives if of.name == LATENCY)
+        return (*self.latency_limits, *wanted)
 
     @property
     def address(self) -> str:
@@ -259,6 +272,17 @@ def _from_file(
             password_file,
             raw.get("labels", {}),
             raw.get("pooler", False),
+            objectives=tuple(
+                expected.objectives(
+                    document, (*keys, "objectives"), raw.get("objectives", {}), problems
+                )
+            ),
+            declared=expected.declared(raw.get("declared", {})),
+            maintenance=tuple(
+                expected.maintenance(
+                    document, (*keys, "maintenance"), raw.get("maintenance", ()), problems
+                )
+            ),
             **chosen,
         )
 

@@ -86,6 +86,28 @@ SCRAPE = (
         "Whether the exporter is connected as a superuser, which it need not be.",
     ),
 )
+EXPECTED = (
+    Own(
+        "pgvigil_objective",
+        "gauge",
+        ("standard", "objective", "severity", "le"),
+        "The number that rules compare with, by standard, name and what follows; le is that of "
+        "the histograms, where it is a limit of theirs, and else empty.",
+    ),
+    Own(
+        "pgvigil_declared",
+        "gauge",
+        ("kind", "name"),
+        "1 for what the configuration declares of the target: its role, a superuser, a "
+        "tenant_table.",
+    ),
+    Own(
+        "pgvigil_maintenance",
+        "gauge",
+        (),
+        "Whether the target is worked on now, by the windows of the configuration.",
+    ),
+)
 QUERIES = (
     Own(
         "pgvigil_query_success",
@@ -193,5 +215,7 @@ PROCESS = (
     ),
 )
 
-OWN: Mapping[str, Own] = {of.name: of for of in (*SCRAPE, *QUERIES, *DATABASES, *PROCESS)}
+OWN: Mapping[str, Own] = {
+    of.name: of for of in (*SCRAPE, *EXPECTED, *QUERIES, *DATABASES, *PROCESS)
+}
 """All of them, by name."""

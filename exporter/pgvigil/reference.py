@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from pgvigil.catalogue import SUPPORTED, Metric, Needs, Query
-from pgvigil.own import DATABASES, OWN, PROCESS, QUERIES, SCRAPE, Own
+from pgvigil.own import DATABASES, EXPECTED, OWN, PROCESS, QUERIES, SCRAPE, Own
 
 _HEAD = """\
 # The metrics
@@ -36,6 +36,11 @@ _OWN_PARTS = (
         "On the target's page. With several targets they stand once more on `/metrics`, with the "
         "label `target`, as last known; `pgvigil_target_up` stands only there.",
         SCRAPE,
+    ),
+    (
+        "What is expected",
+        "On the target's page, also while the server is away.",
+        EXPECTED,
     ),
     ("The queries", "On the target's page, while the server answers.", QUERIES),
     (

@@ -350,4 +350,10 @@ def number(value: float) -> str:
     return _NOT_FINITE.get(text, text)
 
 
+def bucket_limit(value: float) -> str:
+    """The limit of a bucket as OpenMetrics spells it: 1.0, not 1."""
+    text = number(value)
+    return text if "." in text else f"{text}.0"
+
+
 _NOT_FINITE = {"inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}

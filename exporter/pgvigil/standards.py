@@ -1,12 +1,27 @@
 """Turn standards.yml into the standards that pgvigil keeps, or name every fault in it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 from pgvigil import documents
 from pgvigil.errors import Refused
+
+LATENCY = "latency_seconds"
+"""The objective that is a limit of histograms."""
+
+
+class Objective(NamedTuple):
+    """A number that rules compare with."""
+
+    standard: str
+    name: str
+    severity: str
+    """What follows beyond it: `page`, `ticket` or `finding`."""
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +41,12 @@ class Standard:
     """Full exposed names, of the catalogue's or the exporter's own."""
     place: str
     line: int
+    objectives: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """The numbers that rules compare with, by name and by what follows beyond them: `page`,
+    `ticket`, `finding`."""
+    alerts: Sequence[str] = ()
+    findings: Sequence[str] = ()
+    """Rules that list where it is not kept, and wake nobody."""
 
 
 def load(path: Path | None = None) -> tuple[Standard, ...]:
@@ -52,8 +73,22 @@ def load(path: Path | None = None) -> tuple[Standard, ...]:
             metrics=tuple(raw["metrics"]),
             place=document.place,
             line=document.lines[(name,)],
+            objectives=raw.get("objectives", {}),
+            alerts=tuple(raw.get("alerts", ())),
+            findings=tuple(raw.get("findings", ())),
         )
         for name, raw in document.data.items()
+    )
+
+
+@cache
+def objectives() -> tuple[Objective, ...]:
+    """All numbers of our standards."""
+    return tuple(
+        Objective(standard.id, name, severity, float(value))
+        for standard in load()
+        for name, by_severity in standard.objectives.items()
+        for severity, value in by_severity.items()
     )
 
 

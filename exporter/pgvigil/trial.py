@@ -53,7 +53,7 @@ async def run(target: Target, query: Query, database: str | None, seconds: float
         if query.scope == "database":
             labels["datname"] = facts.database
         trial = Trial(facts, statement.text, plan.losses)
-        sheet = computed.layout(statement, labels, target.latency_limits).sheet()
+        sheet = computed.layout(statement, labels, target.limits).sheet()
 
         def take(_: int, rows: Rows) -> None:
             trial.columns = [_text(rows.fname(column)) or "" for column in range(rows.nfields)]

@@ -41,6 +41,14 @@ drops:
 """
 
 
+def test_the_page_of_standards_is_what_their_file_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["reference", "--standards"]) == 0
+    written = (ROOT / "docs/standards.md").read_text("utf-8")
+    assert written == capsys.readouterr().out, "run `make docs`"
+
+
 def test_the_page_of_metrics_is_what_the_catalogue_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -82,7 +90,7 @@ def test_the_exporters_own_metrics_are_what_its_pages_hold(server: Server, tmp_p
     there = {"host": "127.0.0.1", "port": server.port, "dbname": "postgres", **PGVIGIL.login}
     nowhere = {"host": "127.0.0.1", "port": 1}
     targets = {
-        "there": {"connection": there},
+        "there": {"connection": there, "declared": {"role": "primary"}},
         "small": {"connection": there, "max_series": 100},
         "nowhere": {"connection": nowhere},
         "pooler": {"kind": "pgbouncer", "connection": nowhere},

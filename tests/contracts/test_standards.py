@@ -59,6 +59,12 @@ def test_something_follows_when_a_standard_is_not_kept(standard: Standard) -> No
     assert bool(standard.response) == (set(standard.evidence) != {"test"})
 
 
+@pytest.mark.parametrize("standard", STANDARDS, ids=lambda standard: standard.id)
+def test_numbers_are_for_what_follows(standard: Standard) -> None:
+    severities = {severity for numbers in standard.objectives.values() for severity in numbers}
+    assert severities <= set(standard.response)
+
+
 def test_no_two_standards_say_the_same() -> None:
     titles = [standard.title for standard in STANDARDS]
     assert len(titles) == len(set(titles))
