@@ -40,14 +40,14 @@ def fetch(
     the one folder of theirs whose programs shall run. Raises RuntimeError when this is not a Debian
     with apt and its keys, or something cannot be fetched.
     """
-    cache = _cache()
-    tree = cache / name
+    place = cache()
+    tree = place / name
     wanted = f"{' '.join(suites)}: {' '.join(packages)}: {programs}\n"
-    with (cache / f"{name}.lock").open("w") as lock:
+    with (place / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made_of = tree / "packages"
         if not (made_of.exists() and made_of.read_text() == wanted):
-            with tempfile.TemporaryDirectory(dir=cache, prefix=f"{name}-") as directory:
+            with tempfile.TemporaryDirectory(dir=place, prefix=f"{name}-") as directory:
                 work = Path(directory)
                 _download(work, suites, packages)
                 unpacked = work / "unpacked"
@@ -60,7 +60,7 @@ def fetch(
     return next(tree.glob(programs))
 
 
-def _cache() -> Path:
+def cache() -> Path:
     """The checkout's .cache, or a folder of ours where temporary files go.
 
     Servers that root starts run as another account, which may not look into every checkout; and

@@ -99,8 +99,14 @@ def _unpack() -> str | None:
 class Prometheus:
     """A Prometheus of its own on a free port, scraping each second what it was told."""
 
-    def __init__(self, program: Installed, jobs: Sequence[Mapping[str, Any]]) -> None:
-        """Start it and return when it is ready."""
+    def __init__(
+        self,
+        program: Installed,
+        jobs: Sequence[Mapping[str, Any]],
+        rules: Sequence[Path] = (),
+        every: str = "1s",
+    ) -> None:
+        """Start it and return when it is ready; rules run as often as it scrapes."""
         self.version = program.version
         self.port = free_port()
         self._directory = tempfile.TemporaryDirectory(prefix="pgvigil-prometheus-")
@@ -108,7 +114,12 @@ class Prometheus:
         (path / "prometheus.yml").write_text(
             json.dumps(  # JSON is YAML
                 {
-                    "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+                    "global": {
+                        "scrape_interval": every,
+                        "scrape_timeout": every,
+                        "evaluation_interval": every,
+                    },
+                    "rule_files": [str(path) for path in rules],
                     "scrape_configs": list(jobs),
                 }
             )
@@ -161,6 +172,31 @@ class Prometheus:
         for _ in _patience(f"Prometheus never saw {expression}"):
             if self.query(expression):
                 return
+
+    def alerts(self) -> list[dict[str, str]]:
+        """The labels of each alert that fires."""
+        found = json.loads(self._get("/api/v1/alerts"))["data"]["alerts"]
+        return [alert["labels"] for alert in found if alert["state"] == "firing"]
+
+    def wait_for_alert(self, name: str, **labels: str) -> dict[str, str]:
+        """Return the labels of an alert that has these as soon as it fires."""
+        for _ in _patience(f"{name} {labels} never fired"):
+            for alert in self.alerts():
+                if alert["alertname"] == name and labels.items() <= alert.items():
+                    return alert
+        raise AssertionError
+
+    def wait_until_resolved(self, *names: str, but: str = "") -> None:
+        """Return when no alert of these names fires; without names, none but the one excepted."""
+        end = time.monotonic() + 60
+        while firing := [
+            alert
+            for alert in self.alerts()
+            if alert["alertname"] in (names or {alert["alertname"]} - {but})
+        ]:
+            if time.monotonic() > end:
+                raise RuntimeError(f"still firing: {firing}")
+            time.sleep(0.1)
 
     def targets(self) -> list[dict[str, Any]]:
         """What Prometheus says of each target it scrapes."""
