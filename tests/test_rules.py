@@ -14,6 +14,13 @@ from pgvigil import catalogue
 RULES = Path(__file__).parents[1] / "rules"
 FILES = sorted(RULES.glob("*.yml"))
 TESTS = sorted((RULES / "tests").glob("*.yml"))
+PAGES = Path(__file__).parent / "live" / "pages"
+"""What others than us expose, as read from them; tests/live compares it with the real thing."""
+
+NAME = r"(?<![\w\":])(?:\w+:)?(?:pg|pgvigil|patroni|haproxy)_[\w:]+"
+
+DECLARED = {"cluster_scope:patroni_members:declared"}
+"""What docs/patroni.md has users record."""
 
 
 def promtool(*words: str) -> str:
@@ -55,18 +62,27 @@ def test_each_file_of_rules_has_tests() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_rules_name_metrics_that_are_collected_or_recorded(file: Path) -> None:
-    known = {rule["record"] for rule in rules(file) if "record" in rule}
+    known = DECLARED | {rule["record"] for rule in rules(file) if "record" in rule}
+    for page in PAGES.glob(f"{file.stem}-*.txt"):
+        known |= {line.split()[0] for line in page.read_text().splitlines()}
     for query in catalogue.load():
         for metric in query.metrics:
             names = ("_bucket", "_count", "_sum") if metric.type == "histogram" else ("",)
             known |= {metric.name + suffix for suffix in names}
-    named = {
-        name
-        for rule in rules(file)
-        for name in re.findall(r"(?<![\w\"])(?:\w+:)?(?:pg|pgvigil)_[\w:]+", rule["expr"])
-    }
+    named = {name for rule in rules(file) for name in re.findall(NAME, rule["expr"])}
     assert named
     assert named <= known
+
+
+def test_prometheus_takes_the_configurations_that_we_show() -> None:
+    shown = sorted((RULES.parent / "prometheus").glob("*.yml"))
+    assert shown
+    assert [promtool("check", "config", str(file)) for file in shown] == [""] * len(shown)
+
+
+def test_what_users_declare_is_shown_to_them() -> None:
+    page = (RULES.parent / "docs" / "patroni.md").read_text()
+    assert [name for name in DECLARED if f"record: {name}" not in page] == []
 
 
 def test_the_limit_of_the_rules_is_an_edge_of_the_histogram() -> None:
