@@ -267,7 +267,8 @@ def lines(report: Report) -> Iterator[str]:
         least = "at least " if report.recovery_point_at_least else ""
         yield (
             f"  recovered  {least}up to {report.recovery_point.isoformat(' ', 'seconds')}, "
-            f"{max(0, behind):.0f} s before the drill; {report.wal_files} WAL files from the archive"
+            f"{max(0, behind):.0f} s before the drill; "
+            f"{report.wal_files} WAL files from the archive"
         )
         yield (
             f"  took       {report.seconds:.1f} s until it accepted connections "

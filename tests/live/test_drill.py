@@ -85,7 +85,7 @@ def prepare(start: Callable[..., Server], major: int) -> Scene:
     for row in range(3):
         server.execute(f"insert into ledger values ({ROWS + 1 + row}, 'after the backup')")
         moments.append(server.execute("select clock_timestamp()")[0][0])
-        basebackup.archive_all(server, archive)
+        basebackup.archive_all(server)
     ((number,),) = server.execute("select oid::text from pg_tablespace where spcname = 'space'")
     return Scene(server, archive, server.directory / "backup", moments, space, number)
 
@@ -279,7 +279,7 @@ def test_an_index_that_is_in_no_order_is_found_by_amcheck(
         " where amprocfamily = (select oid from pg_opfamily where opfname = 'strange')"
     )
     basebackup.take(server, server.directory / "backup")
-    basebackup.archive_all(server, archive)
+    basebackup.archive_all(server)
     scene = Scene(server, archive, server.directory / "backup", [], Path("/"), "1")
     faults = drill(scene).faults
     assert "postgres: public.strange_id: item order invariant violated" in faults
@@ -471,7 +471,7 @@ def test_a_tablespace_that_wal_makes_is_not_made_where_the_live_server_has_it(
     server.execute(f"create tablespace late location '{space}'")
     server.execute("create table apart (id int) tablespace late; insert into apart values (1)")
     server.execute("checkpoint")
-    basebackup.archive_all(server, archive)
+    basebackup.archive_all(server)
     before = fingerprint(space)
     assert before
     scene = Scene(server, archive, server.directory / "backup", [], space, "1")
