@@ -433,6 +433,9 @@ pgvigil_connect_duration_seconds{team="a"} 0
 # HELP pgvigil_superuser Whether the exporter is connected as a superuser, which it need not be.
 # TYPE pgvigil_superuser gauge
 pgvigil_superuser{team="a"} 0
+# HELP pgvigil_maintenance Whether the target is worked on now, by the windows of the configuration.
+# TYPE pgvigil_maintenance gauge
+pgvigil_maintenance{team="a"} 0
 """
 
 
