@@ -6,20 +6,84 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
+from lab import debian
 from lab.binaries import account
-from lab.cluster import PGVIGIL
+from lab.cluster import PGVIGIL, Role
 from lab.ports import free_port
 from lab.postgres import Server
+
+STATS = Role("watcher", "w@tch'er\"")
+"""A user who may look at the console."""
+ADMIN = Role("boss", "boss")
+"""A user who may do anything there."""
+CLIENT = Role("client", "client")
+"""A user of the databases alone."""
+USERS = (STATS, ADMIN, CLIENT)
 
 
 def available() -> str | None:
     """The path of an installed PgBouncer; Debian keeps it where only root looks by default."""
     return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+
+
+def fetched(suite: str) -> str:
+    """The path of the PgBouncer of a suite of Debian; raises RuntimeError where none is had."""
+    return str(debian.fetch(f"pgbouncer-{suite}", [suite], ["pgbouncer"], "usr/sbin") / "pgbouncer")
+
+
+@dataclass(frozen=True)
+class Pooler:
+    """A PgBouncer that runs; its databases `app` and `app_session` lead to `postgres`."""
+
+    port: int
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def login(self, role: Role = CLIENT, dbname: str = "app") -> dict[str, str | int]:
+        """What connects to it as a role."""
+        return {"host": "127.0.0.1", "port": self.port, "dbname": dbname, **role.login}
+
+    def connect(self, role: Role = CLIENT, dbname: str = "app") -> "psycopg.Connection[Any]":
+        """Connect as a client does."""
+        return psycopg.connect(
+            **self.login(role, dbname),  # type: ignore[arg-type]
+            autocommit=True,
+            prepare_threshold=None,
+            connect_timeout=10,
+        )
+
+    def command(self, text: str) -> Sequence[tuple[Any, ...]]:
+        """Run a command of the console as its admin, and return what it shows."""
+        with contextlib.closing(self.connect(ADMIN, "pgbouncer")) as connection:
+            cursor = psycopg.ClientCursor(connection)
+            cursor.execute(text.encode())
+            return cursor.fetchall() if cursor.description else []
+
+
+@contextlib.contextmanager
+def running(
+    server: Server, settings: str, program: str, port: int | None = None
+) -> Iterator[Pooler]:
+    """Yield a PgBouncer that knows the users above, each by a password.
+
+    `settings` are further lines of its configuration; `port` is a free one when absent.
+    """
+    with tempfile.TemporaryDirectory(prefix="pgvigil-pgbouncer-") as directory:
+        users = Path(directory, "users")
+        users.write_text("".join(f'"{r.name}" {_quoted(r.password)}\n' for r in USERS))
+        Path(directory).chmod(0o755)
+        ours = f"auth_type = scram-sha-256\nauth_file = {users}\n"
+        ours += f"stats_users = {STATS.name}\nadmin_users = {ADMIN.name}\n"
+        with _started(server, program, "app", ours + settings, port or free_port()) as pooler:
+            _wait_until_it_answers(pooler, pooler.login(ADMIN, "pgbouncer"))
+            yield pooler
 
 
 @contextlib.contextmanager
@@ -31,17 +95,26 @@ def pooled(server: Server, mode: str, settings: str = "") -> Iterator[int]:
     program = available()
     if program is None:
         raise FileNotFoundError("pgbouncer is not installed")
-    port = free_port()
+    ours = f"auth_type = any\npool_mode = {mode}\ndefault_pool_size = 3\n"
+    with _started(server, program, "postgres", ours + settings, free_port()) as pooler:
+        _wait_until_it_answers(pooler, {**pooler.login(), "user": "pgvigil", "dbname": "postgres"})
+        yield pooler.port
+
+
+@contextlib.contextmanager
+def _started(
+    server: Server, program: str, database: str, settings: str, port: int
+) -> Iterator[Pooler]:
     user, group = account()
     with tempfile.TemporaryDirectory(prefix="pgvigil-pgbouncer-") as directory:
         path = Path(directory)
         password = PGVIGIL.password.replace("'", "''")
+        there = f"host=127.0.0.1 port={server.port} dbname=postgres user=pgvigil"
         (path / "pgbouncer.ini").write_text(
-            "[databases]\n"
-            f"postgres = host=127.0.0.1 port={server.port} user=pgvigil password='{password}'\n"
-            "[pgbouncer]\n"
-            f"listen_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n"
-            f"unix_socket_dir =\npool_mode = {mode}\ndefault_pool_size = 3\n{settings}\n"
+            f"[databases]\n{database} = {there} password='{password}'\n"
+            f"{database}_session = {there} password='{password}' pool_mode=session\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+            f"{settings}\n"
         )
         path.chmod(0o755)
         as_root = {"user": user, "group": group, "extra_groups": []} if os.getuid() == 0 else {}
@@ -53,23 +126,25 @@ def pooled(server: Server, mode: str, settings: str = "") -> Iterator[int]:
                 **as_root,  # type: ignore[call-overload]
             )
         try:
-            _wait_until_it_answers(port, process, path / "log")
-            yield port
+            yield Pooler(port, process, path / "log")
         finally:
-            process.terminate()
+            process.kill()  # which also ends one that a test has stopped
             process.wait(60)
 
 
-def _wait_until_it_answers(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def _quoted(text: str) -> str:
+    """A text as the file of users writes it."""
+    return '"' + text.replace('"', '""') + '"'
+
+
+def _wait_until_it_answers(pooler: Pooler, login: Mapping[str, str | int]) -> None:
     end = time.monotonic() + 30
     while True:
         try:
-            psycopg.connect(
-                f"host=127.0.0.1 port={port} user=pgvigil dbname=postgres", connect_timeout=5
-            ).close()
+            psycopg.connect(**login, connect_timeout=5).close()  # type: ignore[arg-type]
         except psycopg.OperationalError as error:
-            if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(log.read_text()) from error
+            if pooler.process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(pooler.log.read_text()) from error
             time.sleep(0.02)
         else:
             return

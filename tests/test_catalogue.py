@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from pgvigil import catalogue
+from pgvigil import catalogue, documents
 from pgvigil.catalogue import Metric, Needs, Query, Variant
 from pgvigil.errors import Refused
 
@@ -36,6 +36,76 @@ def faults_of(folder: Path, text: str) -> list[str]:
 
 def own(*paths: Path) -> list[Query]:
     return list(catalogue.load(paths)[len(catalogue.load()) :])
+
+
+def test_a_query_for_a_pgbouncer_says_show_in_the_place_of_sql(tmp_path: Path) -> None:
+    (query,) = own(
+        written(
+            tmp_path,
+            """\
+sockets:
+  why: W.
+  every: 5m
+  max_series: 1
+  show: mem
+  metrics: {own_bytes: {column: memtotal, type: gauge, help: B.}}
+""",
+        )
+    )
+    assert (query.kind, query.word, query.variants[0].text) == ("pgbouncer", "show", "mem")
+
+
+def test_what_belongs_to_sql_is_refused_without_it(tmp_path: Path) -> None:
+    text = """\
+nothing:
+  why: W.
+  max_series: 1
+  metrics: {own_a: {column: a, type: gauge, help: A.}}
+both:
+  why: W.
+  max_series: 1
+  sql: select 1 as a
+  show: pools
+  metrics: {own_b: {column: a, type: gauge, help: A.}}
+strange:
+  why: W.
+  on: primary
+  timeout: 1s
+  needs: {privilege: [pg_monitor]}
+  max_series: 1
+  show: pools
+  metrics:
+    own_c:
+      column: a
+      value: a + 1
+      since: 14
+      type: gauge
+      help: A.
+unknown:
+  why: W.
+  max_series: 1
+  show: everything
+  metrics: {own_d: {column: a, type: gauge, help: A.}}
+taken:
+  why: W.
+  max_series: 1
+  show: pools
+  metrics: {pgbouncer_up: {column: a, type: gauge, help: A.}}
+"""
+    words = ", ".join(documents.schema("catalogue")["$defs"]["query"]["properties"]["show"]["enum"])
+    belongs = "belongs to a query with sql; drop it"
+    assert faults_of(tmp_path, text) == [
+        f"own.yml:28: unknown.show must be one of {words}",
+        "own.yml:1: nothing: says nothing to ask; write sql, or show for the console of a "
+        "PgBouncer",
+        "own.yml:9: both: has sql and show; write one of them",
+        f"own.yml:13: strange: on {belongs}",
+        f"own.yml:14: strange: timeout {belongs}",
+        f"own.yml:15: strange: needs {belongs}",
+        f"own.yml:21: strange: value {belongs}",
+        f"own.yml:22: strange: since {belongs}",
+        "own.yml:34: pgbouncer_up is a name of the exporter's own; choose another",
+    ]
 
 
 def test_what_ships_is_in_order_and_named_by_area() -> None:

@@ -512,6 +512,35 @@ targets:
     ]
 
 
+def test_the_console_of_a_pgbouncer_needs_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "pgvigil.yml"
+    path.write_text("targets:\n  a: {kind: pgbouncer, dsn: host=db1}\n  b: {dsn: host=db1}\n")
+    pooler, server = settle(config=path).targets
+    assert (pooler.kind, pooler.connection) == ("pgbouncer", {"host": "db1", "dbname": "pgbouncer"})
+    assert (server.kind, server.connection) == ("postgresql", {"host": "db1"})
+
+
+def test_what_a_pgbouncer_has_no_use_for_is_refused(tmp_path: Path) -> None:
+    text = """
+targets:
+  a:
+    kind: pgbouncer
+    dsn: host=db1 dbname=app
+    pooler: true
+    max_databases: 5
+  b: {kind: pgbouncer, connection: {dbname: app}}
+  c: {kind: pgbuncer, dsn: host=db1}
+"""
+    alone = "PgBouncer answers for itself in the database pgbouncer alone; leave dbname out"
+    assert file_faults(tmp_path, text) == [
+        "pgvigil.yml:9: targets.c.kind must be one of postgresql, pgbouncer",
+        "pgvigil.yml:6: pooler is for targets of kind postgresql; drop it",
+        "pgvigil.yml:7: max_databases is for targets of kind postgresql; drop it",
+        f"pgvigil.yml:5: {alone}",
+        f"pgvigil.yml:8: {alone}",
+    ]
+
+
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     gone = tmp_path / "gone.yml"
     told = f"{gone}: cannot be read: No such file or directory; {MIND}"

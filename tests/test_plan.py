@@ -346,3 +346,66 @@ def test_what_an_operator_enables_runs_and_what_he_disables_does_not(
 def test_a_query_that_chooses_rows_may_read_many() -> None:
     asked = replace(query(max_series=10), labels=("a",), top=Top(3, ("lag",), 60.0, ()))
     assert text_of(asked).endswith(f"limit {TOP_ROWS}")
+
+
+POOLER = Facts(
+    11800,
+    in_recovery=False,
+    kind="pgbouncer",
+    product="PgBouncer 1.18.0",
+    columns={"pools": frozenset({"database", "cl_waiting"}), "lists": frozenset()},
+)
+
+
+def shown(word: str, *columns: str, labels: Sequence[str] = ()) -> Query:
+    metrics = tuple(metric(f"pgbouncer_{column}", column) for column in columns)
+    asked = query(Variant(0, 1000, word), metrics=metrics)
+    return replace(asked, word="show", labels=labels)
+
+
+def test_what_a_pooler_shows_is_asked_by_its_word() -> None:
+    plan = make_plan([shown("pools", "cl_waiting", labels=["database"])], POOLER)
+    assert [statement.text for statement in plan.statements] == ["show pools"]
+    assert (plan.refusals, plan.losses) == ((), ())
+
+
+def test_a_column_that_a_pooler_does_not_show_costs_its_metric_alone() -> None:
+    plan = make_plan([shown("pools", "cl_waiting", "cl_new")], POOLER)
+    assert [m.column for statement in plan.statements for m in statement.metrics] == ["cl_waiting"]
+    assert [(loss.metric.column, loss.reason, loss.detail) for loss in plan.losses] == [
+        ("cl_new", Reason.VERSION, "cl_new is not among the pools of PgBouncer 1.18.0")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "detail"),
+    [
+        (shown("state", "paused"), "PgBouncer 1.18.0 has no state"),
+        (shown("lists", "pools"), "pools is not among the lists of PgBouncer 1.18.0"),
+        (
+            shown("pools", "cl_waiting", labels=["user"]),
+            "user is not among the pools of PgBouncer 1.18.0",
+        ),
+    ],
+)
+def test_what_a_pooler_does_not_show_at_all_is_refused(asked: Query, detail: str) -> None:
+    plan = make_plan([asked], POOLER)
+    assert plan.statements == ()
+    assert [(refusal.reason, refusal.detail) for refusal in plan.refusals] == [
+        (Reason.VERSION, detail)
+    ]
+
+
+def test_a_query_for_another_kind_of_server_is_no_refusal() -> None:
+    asked = [query(), shown("pools", "cl_waiting")]
+    (of_server,), (of_pooler,) = (
+        make_plan(asked, facts).statements for facts in (PRIMARY_16, POOLER)
+    )
+    assert (of_server.query.word, of_pooler.query.word) == ("sql", "show")
+    assert [make_plan(asked, facts).refusals for facts in (PRIMARY_16, POOLER)] == [(), ()]
+
+
+def test_a_pooler_has_no_role_and_its_tables_are_asked_for() -> None:
+    assert (PRIMARY_16.role, STANDBY_16.role, POOLER.role) == ("primary", "standby", "")
+    asked = [shown("stats", "a"), shown("pools", "a"), shown("pools", "b"), query()]
+    assert wanted(asked).tables == ["pools", "stats"]

@@ -313,7 +313,9 @@ def _record(told: argparse.Namespace) -> int:
 
 def _one(told: argparse.Namespace) -> Target:
     """The target that is meant; Refused where there are several and none is named."""
-    targets = config.settle(Told(told.config, told.dsn), os.environ).targets
+    settings = config.settle(Told(told.config, told.dsn), os.environ)
+    # A record is a row of a table.
+    targets = [target for target in settings.targets if target.kind == "postgresql"]
     meant = [t for t in targets if told.target in (None, t.name)]
     if len(meant) != 1:
         names = ", ".join(sorted(target.name for target in targets))

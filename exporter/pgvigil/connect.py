@@ -49,6 +49,9 @@ LATER = ("work_mem", "jit", "max_parallel_workers_per_gather", "extra_float_digi
 """Those that are set after connecting: what comes with the connection stands in pg_settings as if
 it were the server's own, and these are of interest. Nothing is at risk before."""
 
+CONSOLE = b"/bouncer"
+"""What stands behind the version that a PgBouncer's console tells."""
+
 _TRANSPORT = {
     "keepalives": "1",
     "keepalives_idle": "10",
@@ -76,6 +79,18 @@ _WITHOUT_SQLSTATE = (
     (re.compile(r"no password supplied|fe_sendauth"), Down.INVALID_PASSWORD),
     (re.compile(r"SSL|certificate|root\.crt|private key|TLS", re.I), Down.TLS),
     (re.compile(r"closed the connection|reset by peer|Broken pipe|EOF"), Down.CONNECTION_LOST),
+)
+
+
+_BROKEN_PROTOCOL = "08P01"
+_WORDS_OF_PGBOUNCER = (
+    # It refuses for whatever reason with that one SQLSTATE, and always in English.
+    (re.compile(r"authentication failed|no such user"), Down.INVALID_PASSWORD),
+    (re.compile(r": not allowed|login rejected"), Down.INVALID_AUTHORIZATION),
+    (re.compile(r"no more connections allowed"), Down.TOO_MANY_CONNECTIONS),
+    (re.compile(r"no such database"), Down.INVALID_CATALOG_NAME),
+    (re.compile(r'database ".*" is disabled|shutting down|shut down'), Down.CANNOT_CONNECT_NOW),
+    (re.compile(r"SSL required"), Down.TLS),
 )
 
 
@@ -255,6 +270,11 @@ async def _poll(pgconn: pq.abc.PGconn) -> None:
             return
 
 
+def is_console(pgconn: pq.abc.PGconn) -> bool:
+    """Whether a PgBouncer's console is at the other end, which tells its own version."""
+    return (pgconn.parameter_status(b"server_version") or b"").endswith(CONSOLE)
+
+
 def _set(ready: "asyncio.Future[None]") -> None:
     if not ready.done():
         ready.set_result(None)
@@ -286,6 +306,10 @@ def _verbosity(pgconn: pq.abc.PGconn, level: int) -> None:
 def unreachable(sqlstate: str, message: str) -> Unreachable:
     """The error for what the server said, or libpq where `sqlstate` is empty."""
     detail = " ".join(message.split()) or "the connection broke"
+    if sqlstate == _BROKEN_PROTOCOL:
+        for pattern, reason in _WORDS_OF_PGBOUNCER:
+            if pattern.search(detail):
+                return Unreachable(reason, detail)
     if sqlstate:
         # Class 08 and the rest of 57P are the line or the server going away.
         lost = Down.CONNECTION_LOST if sqlstate.startswith(("08", "57P")) else Down.OTHER

@@ -11,14 +11,11 @@ import psycopg
 from psycopg import pq
 
 from pgvigil.config import Target
-from pgvigil.connect import NoStartupOptionsError, connect
+from pgvigil.connect import CONSOLE, NoStartupOptionsError, connect, is_console
 from pgvigil.errors import Down, QueryFailed, Unreachable
 from pgvigil.plan import Facts, Wanted
 from pgvigil.source import CHUNK, NO_ANSWERS, Answers, Ask, Table
 from pgvigil.wire import Connection, Result, Wire, failed
-
-_NAME = b"/bouncer"
-"""What ends the version that a PgBouncer's console tells with the connection."""
 
 _PAIRS = {"config": ("key", "value"), "lists": ("list", "items"), "state": ("key", "value")} | {
     "totals": ("name", "value")
@@ -38,17 +35,7 @@ _RENAMED = {
 _MICROSECONDS = re.compile(r"(total|avg)_\w+_time")
 _TRUTH = {b"yes": b"1", b"no": b"0"}
 
-_REASONS = (
-    # PgBouncer's words are always English; most come with the SQLSTATE of a broken protocol.
-    (re.compile(r"not allowed|no such user"), Down.INVALID_AUTHORIZATION),
-    (re.compile(r"authentication failed|password"), Down.INVALID_PASSWORD),
-    (re.compile(r"no more connections allowed"), Down.TOO_MANY_CONNECTIONS),
-    (re.compile(r"SSL required|TLS"), Down.TLS),
-    (re.compile(r"shutting down|shut down"), Down.ADMIN_SHUTDOWN),
-)
-_REMEDIES = {
-    Down.INVALID_AUTHORIZATION: "; name the user in stats_users of pgbouncer.ini, and RELOAD",
-}
+_NOT_ALLOWED = "name the user in stats_users of pgbouncer.ini, and RELOAD"
 _WRONG_KIND = "what answers there is no PgBouncer; mind host and port, or drop kind: pgbouncer"
 
 
@@ -74,7 +61,7 @@ class Console(Connection):
             raise Unreachable(Down.OTHER, detail) from None
         except Unreachable as error:
             raise _told(error) from None
-        if not (pgconn.parameter_status(b"server_version") or b"").endswith(_NAME):
+        if not is_console(pgconn):
             pgconn.finish()
             raise Unreachable(Down.WRONG_KIND, _WRONG_KIND)
         return cls(pgconn, wanted)
@@ -127,7 +114,7 @@ class Console(Connection):
             if not await self._show(wire, word, found.append):
                 names = (found[0].fname(n) or b"" for n in range(found[0].nfields))
                 columns[word] = frozenset(name.decode() for name in names)
-        version = (self._pgconn.parameter_status(b"server_version") or b"").removesuffix(_NAME)
+        version = (self._pgconn.parameter_status(b"server_version") or b"").removesuffix(CONSOLE)
         return Facts(
             version=self._pgconn.server_version,
             in_recovery=False,
@@ -225,9 +212,8 @@ def _seconds(seconds: bytes | None, microseconds: bytes | None) -> bytes | None:
 
 def _told(error: Unreachable) -> Unreachable:
     """Why a console could not be asked, by what it said, with what is to be done."""
-    reason: Down = error.reason
-    if reason is Down.INVALID_CATALOG_NAME:
+    if error.reason is Down.INVALID_CATALOG_NAME:
         return Unreachable(Down.WRONG_KIND, f"{error.detail}: {_WRONG_KIND}")
-    if "server closed the connection" not in error.detail:
-        reason = next((r for p, r in _REASONS if p.search(error.detail)), reason)
-    return Unreachable(reason, f"{error.detail}{_REMEDIES.get(reason, '')}")
+    if error.reason is Down.INVALID_AUTHORIZATION:
+        return Unreachable(error.reason, f"{error.detail}: {_NOT_ALLOWED}")
+    return error

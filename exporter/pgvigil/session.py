@@ -18,6 +18,7 @@ from pgvigil.connect import (
     STATEMENT_TIMEOUT,
     NoStartupOptionsError,
     connect,
+    is_console,
     libpq,
     pointer,
 )
@@ -37,6 +38,9 @@ _NEWER = ((140000, "idle_session_timeout"), (170000, "transaction_timeout"))
 """What would end our session, and leave a line in the server's log each time, where somebody set it
 for everybody; with the version that has it first. Others bound what we do."""
 
+_WRONG_KIND = (
+    "a PgBouncer's console answers there: name another database, or say kind: pgbouncer in the file"
+)
 _OUT_OF_STEP = "the answers do not fit the questions; something between us has mixed them up"
 _TUPLES = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.TUPLES_CHUNK)
 
@@ -84,6 +88,9 @@ class Session(Connection):
         except NoStartupOptionsError:
             pooled = True
             pgconn = await connect(target, deadline, guarded=False)
+        if is_console(pgconn):
+            pgconn.finish()
+            raise Unreachable(Down.WRONG_KIND, _WRONG_KIND)
         return cls(pgconn, wanted, pooled=pooled)
 
     @property

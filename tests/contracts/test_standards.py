@@ -25,11 +25,6 @@ COUNTS = {
 }
 """How many standards there are of each kind; their numbers run from 1 without a gap."""
 
-LATER = {
-    "RES-2": "PgBouncer's own figures come with the area pooler",
-}
-"""What wants metrics and has none yet, with the reason."""
-
 KNOWN = {metric.name for query in catalogue.load() for metric in query.metrics} | {
     own.name for own in OWN.values()
 }
@@ -50,7 +45,7 @@ def test_every_metric_that_proves_a_standard_exists(standard: Standard) -> None:
 @pytest.mark.parametrize("standard", STANDARDS, ids=lambda standard: standard.id)
 def test_a_standard_has_metrics_where_they_can_prove_it(standard: Standard) -> None:
     provable = bool({"metric", "history", "record"} & set(standard.evidence))
-    assert bool(standard.metrics) == (provable and standard.id not in LATER)
+    assert bool(standard.metrics) == provable
 
 
 @pytest.mark.parametrize("standard", STANDARDS, ids=lambda standard: standard.id)
@@ -68,7 +63,3 @@ def test_numbers_are_for_what_follows(standard: Standard) -> None:
 def test_no_two_standards_say_the_same() -> None:
     titles = [standard.title for standard in STANDARDS]
     assert len(titles) == len(set(titles))
-
-
-def test_what_comes_later_is_still_to_come() -> None:
-    assert set(LATER) <= {standard.id for standard in STANDARDS}

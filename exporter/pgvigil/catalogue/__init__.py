@@ -398,11 +398,12 @@ def _metric_faults(query: Query, metric: Metric) -> Iterator[str]:
         yield f"{name} is a name of the exporter's own; choose another"
     if metric.other and metric.type == "counter":
         yield f"{name} is a counter: those add up on the other row by themselves; drop other"
-    if (metric.needs != Needs()) and not all(COLUMNS in v.text for v in query.variants):
+    fixed = query.word == "sql" and not all(COLUMNS in v.text for v in query.variants)
+    if metric.needs != Needs() and fixed:
         yield f"{name} has needs, but the statement has no {COLUMNS} that could leave it out"
     if metric.since >= metric.until:
         yield f"{name}: since {metric.since} is not before until {metric.until}; mend one of them"
-    if metric.value != metric.column and not all(COLUMNS in v.text for v in query.variants):
+    if metric.value != metric.column and fixed:
         yield (
             f"{name} has a value, but the statement has no {COLUMNS} to put it in; write {COLUMNS} "
             f"among the statement's columns, or leave the value out"
