@@ -5,19 +5,19 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from pgvigil import catalogue
 
-RULES = Path(__file__).parents[1] / "rules"
-FILES = sorted(RULES.glob("*.yml"))
+from lab import rules
+from lab.rules import RULES
+
+FILES = rules.files()
 TESTS = sorted((RULES / "tests").glob("*.yml"))
 PAGES = Path(__file__).parent / "live" / "pages"
 """What others than us expose, as read from them; tests/live compares it with the real thing."""
 
-NAME = r"(?<![\w\":])(?:\w+:)?(?:pg|pgvigil|patroni|haproxy)_[\w:]+"
+NAME = r"(?<![\w\":])(?:\w+:)?(?:pg|patroni|haproxy)_[\w:]+"
 
 DECLARED = {"cluster_scope:patroni_members:declared"}
 """What docs/patroni.md has users record."""
@@ -50,26 +50,23 @@ def test_promtool_sees_a_rule_that_says_something_else(tmp_path: Path) -> None:
 
 
 def test_the_limit_is_the_same_as_a_label_and_as_a_number() -> None:
-    (objective,) = [
-        rule for rule in rules(RULES / "queries.yml") if rule["record"].endswith(":objective")
-    ]
-    assert objective["expr"] == f"vector({objective['labels']['le']})"
+    (objective,) = [rule for rule in of_area("queries") if rule.name.endswith(":objective")]
+    assert objective.expression == f"vector({objective.labels['le']})"
 
 
-def test_each_file_of_rules_has_tests() -> None:
-    assert [test.name for test in TESTS] == [f"{file.stem}_test.yml" for file in FILES]
+def test_each_file_of_rules_has_tests_and_no_test_is_of_another() -> None:
+    assert all(rules.tests(file.stem) for file in FILES)
+    assert sorted({test for file in FILES for test in rules.tests(file.stem)}) == TESTS
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_rules_name_metrics_that_are_collected_or_recorded(file: Path) -> None:
-    known = DECLARED | {rule["record"] for rule in rules(file) if "record" in rule}
-    for page in PAGES.glob(f"{file.stem}-*.txt"):
+@pytest.mark.parametrize("area", sorted({page.stem.partition("-")[0] for page in PAGES.iterdir()}))
+def test_rules_for_others_name_what_they_show(area: str) -> None:
+    known = DECLARED | {rule.name for rule in of_area(area) if rule.kind == "record"}
+    for page in PAGES.glob(f"{area}-*.txt"):
         known |= {line.split()[0] for line in page.read_text().splitlines()}
     for query in catalogue.load():
-        for metric in query.metrics:
-            names = ("_bucket", "_count", "_sum") if metric.type == "histogram" else ("",)
-            known |= {metric.name + suffix for suffix in names}
-    named = {name for rule in rules(file) for name in re.findall(NAME, rule["expr"])}
+        known |= {metric.name for metric in query.metrics}
+    named = {name for rule in of_area(area) for name in re.findall(NAME, rule.expression)}
     assert named
     assert named <= known
 
@@ -87,13 +84,13 @@ def test_what_users_declare_is_shown_to_them() -> None:
 
 def test_the_limit_of_the_rules_is_an_edge_of_the_histogram() -> None:
     (objective,) = (
-        rule["labels"]["le"]
-        for rule in rules(RULES / "queries.yml")
-        if rule["record"] == "pg_statement_executor:objective"
+        rule.labels["le"]
+        for rule in of_area("queries")
+        if rule.name == "pg_statement_executor:objective"
     )
     (query,) = (query for query in catalogue.load() if query.name == "queries.statement_latency")
     assert float(objective) in query.limits
 
 
-def rules(file: Path) -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
+def of_area(area: str) -> list[rules.Rule]:
+    return [rule for rule in rules.load() if rule.area == area]
