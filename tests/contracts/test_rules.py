@@ -21,13 +21,13 @@ COMING: Mapping[str, str] = {
     "replication": "AVL-4 AVL-5 REP-1 REP-2 REP-3 REP-4 REP-5 REP-6",
     "backup": "AVL-6 BAK-1 BAK-2 BAK-3 BAK-4 BAK-5 BAK-6 BAK-7",
     "queries": "QRY-1 QRY-2 QRY-3 QRY-4 THR-1",
-    "activity": "QRY-5 QRY-6 QRY-7 QRY-8 RES-8",
-    "resources": "RES-1 RES-3 RES-4 RES-5 RES-6 RES-7",
+    "activity": "QRY-5 QRY-6 QRY-7 QRY-8",
+    "resources": "RES-1 RES-3 RES-4 RES-5 RES-6 RES-7 RES-8",
     "pooler": "RES-2",
     "storage": "STO-1 STO-2 STO-3 STO-4",
-    "maintenance": "MNT-1 MNT-2 MNT-3 MNT-4 MNT-5 INT-1 INT-2",
+    "maintenance": "MNT-1 MNT-2 MNT-3 MNT-4 MNT-5",
     "schema": "INT-3 IDX-1 IDX-2 SCH-1 SCH-2 SCH-3",
-    "security": "SEC-1 SEC-2 SEC-3 SEC-4 SEC-5 SEC-6",
+    "security": "SEC-1 SEC-2 SEC-3 SEC-4 SEC-5 SEC-6 INT-1 INT-2",
     "exporter": "OPS-3",
 }
 """Areas whose rules may still be to come, with the standards that wait for them. A standard waits
