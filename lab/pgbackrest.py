@@ -5,16 +5,24 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab import basebackup
+from lab import basebackup, debian
 from lab.binaries import account
 from lab.postgres import Server
 
 STANZA = "main"
 
 
-def available() -> bool:
-    """Tell whether pgBackRest is installed."""
-    return shutil.which("pgbackrest") is not None
+SOURCES = ("installed", "sid")
+"""pgBackRest of the machine, and of Debian's newest suite."""
+
+
+def program(source: str) -> str:
+    """Return the program of one of SOURCES; raise RuntimeError when it cannot be had."""
+    if source == "sid":
+        return str(debian.fetch("pgbackrest", ["sid"], ["pgbackrest"], "usr/bin") / "pgbackrest")
+    if (found := shutil.which("pgbackrest")) is None:
+        raise RuntimeError("pgBackRest is not installed")
+    return found
 
 
 @dataclass
@@ -22,7 +30,7 @@ class PgBackRest:
     """pgBackRest for one server, with its configuration and repositories beside the data."""
 
     server: Server
-    program: str = "pgbackrest"
+    program: str
     config: Path = field(init=False)
 
     def __post_init__(self) -> None:

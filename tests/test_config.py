@@ -512,6 +512,30 @@ targets:
     ]
 
 
+def test_a_command_is_no_server(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "targets:\n  a: {kind: pgbackrest, command: [pgbackrest, --repo1-cipher-pass=hush]}\n",
+    )
+    target = only(settle(config=path))
+    assert target.command == ["pgbackrest", "--repo1-cipher-pass=hush"]
+    assert target.address == "pgbackrest"
+    text = """\
+targets:
+  a:
+    kind: pgbackrest
+    dsn: host=db1
+    pooler: true
+  b: {command: [pgbackrest]}
+"""
+    own = "says nothing to pgBackRest, which has its own configuration; drop it"
+    assert sorted(file_faults(tmp_path, text)) == [
+        f"pgvigil.yml:4: dsn {own}",
+        f"pgvigil.yml:5: pooler {own}",
+        "pgvigil.yml:6: command is for targets of kind pgbackrest; drop it",
+    ]
+
+
 def test_the_console_of_a_pgbouncer_needs_no_database(tmp_path: Path) -> None:
     path = tmp_path / "pgvigil.yml"
     path.write_text("targets:\n  a: {kind: pgbouncer, dsn: host=db1}\n  b: {dsn: host=db1}\n")
@@ -533,7 +557,7 @@ targets:
 """
     alone = "PgBouncer answers for itself in the database pgbouncer alone; leave dbname out"
     assert file_faults(tmp_path, text) == [
-        "pgvigil.yml:9: targets.c.kind must be one of postgresql, pgbouncer",
+        "pgvigil.yml:9: targets.c.kind must be one of postgresql, pgbouncer, pgbackrest",
         "pgvigil.yml:6: pooler is for targets of kind postgresql; drop it",
         "pgvigil.yml:7: max_databases is for targets of kind postgresql; drop it",
         f"pgvigil.yml:5: {alone}",

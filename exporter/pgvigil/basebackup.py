@@ -195,25 +195,27 @@ def settle(data: Path, tablespaces: Path) -> None:
             "running server, which may be damaged anywhere; take it with pg_basebackup or between "
             "pg_backup_start() and pg_backup_stop()"
         )
-    lines = []
-    for place in sorted(tablespaces.iterdir()) if tablespaces.is_dir() else ():
-        link = data / _TABLESPACES / place.name
-        link.unlink(missing_ok=True)
-        link.symlink_to(place)
-        lines.append(f"{place.name} {place}\n")
+    links = data / _TABLESPACES
+    linked = {link.resolve() for link in links.iterdir() if link.is_symlink()}
+    for place in sorted(tablespaces.iterdir()):
+        if place.resolve() not in linked:  # pgBackRest has made its own, and has them by name
+            (links / place.name).unlink(missing_ok=True)
+            (links / place.name).symlink_to(place)
+    kept = {link.name: link.resolve() for link in links.iterdir() if link.is_symlink()}
+    if outside := [n for n, place in kept.items() if place.parent != tablespaces.resolve()]:
+        raise DrillFailed(f"tablespace {outside[0]} lies outside of the scratch directory")
     mapped = data / _MAP
-    if mapped.is_file():
-        for line in mapped.read_text(errors="surrogateescape").splitlines():
-            number = line.partition(" ")[0]
-            if not (tablespaces / number).is_dir():
-                raise DrillFailed(f"the backup has no tablespace {number}, which its map names; "
-                                  f"--tablespace {number}=DIRECTORY says where it is")  # fmt: skip
-    if lines and label.is_file():
-        mapped.unlink(missing_ok=True)
-        mapped.write_text("".join(lines))
-    links = [p for p in (data / _TABLESPACES).iterdir() if p.is_symlink()]
-    if outside := [p for p in links if p.resolve().parent != tablespaces.resolve()]:
-        raise DrillFailed(f"{outside[0].name} is a tablespace outside of the scratch directory")
+    if not mapped.is_file():
+        return
+    for line in mapped.read_text(errors="surrogateescape").splitlines():
+        number = line.partition(" ")[0]
+        if not (links / number).is_dir():
+            raise DrillFailed(
+                f"the backup has no tablespace {number}, which its map names; "
+                f"--tablespace {number}=DIRECTORY says where it is"
+            )
+    mapped.unlink()
+    mapped.write_text("".join(f"{number} {place}\n" for number, place in sorted(kept.items())))
 
 
 def last_change(data: Path) -> float:

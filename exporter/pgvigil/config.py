@@ -36,7 +36,7 @@ _NEXT_KEYWORDS = re.compile(
 _PARTS = ("URI", "USER", "PASS", "URI_FILE", "USER_FILE", "PASS_FILE")
 _CHOICES = (
     *("enable", "disable", "include_databases", "exclude_databases"),
-    *("max_databases", "max_series", "latency_limits", "kind"),
+    *("max_databases", "max_series", "latency_limits", "kind", "command"),
 )
 _OF_POSTGRESQL = (
     *("pooler", "include_databases", "exclude_databases", "max_databases", "latency_limits"),
@@ -97,6 +97,8 @@ class Target:
     declared: Sequence[tuple[str, str]] = ()
     """What is as it shall be, as kind and name: a role, a superuser, a tenant_table."""
     maintenance: Sequence[Window] = ()
+    command: Sequence[str] = ()
+    """What is run, for a target that is a command."""
     kind: str = "postgresql"
     """What answers there; `kinds` knows how each is asked."""
 
@@ -118,6 +120,8 @@ class Target:
     @property
     def address(self) -> str:
         """`host:port/dbname` for a person, as far as the configuration tells; never a secret."""
+        if self.kind == "pgbackrest":
+            return printable((self.command or (self.kind,))[0])  # its options may hold anything
         known = {**libpq_defaults(), **self.connection}
         host = known.get("host") or known.get("hostaddr") or "local socket"
         if known.get("service") and "host" not in self.connection:
@@ -265,6 +269,8 @@ def _from_file(
             for key, text in _not_for_pgbouncer(raw, connection):
                 problems.append(document.problem((*keys, key), text))
             connection["dbname"] = _CONSOLE
+        for key, text in _not_for_commands(raw):
+            problems.append(document.problem((*keys, key), text))
         chosen = {key: raw[key] for key in _CHOICES if key in raw}
         yield Target(
             name,
@@ -310,6 +316,17 @@ def _not_for_pgbouncer(
     if connection.get("dbname", _CONSOLE) != _CONSOLE:
         text = f"PgBouncer answers for itself in the database {_CONSOLE} alone; leave dbname out"
         yield "dsn" if "dsn" in raw else "connection", text
+
+
+def _not_for_commands(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a target that is a command may not say, and what only such a one may."""
+    if raw.get("kind") != "pgbackrest":
+        if "command" in raw:
+            yield "command", "command is for targets of kind pgbackrest; drop it"
+        return
+    for key in (*_OF_POSTGRESQL, "dsn", "connection", "password_file", "declared"):
+        if key in raw:
+            yield key, f"{key} says nothing to pgBackRest, which has its own configuration; drop it"
 
 
 def _bad_patterns(

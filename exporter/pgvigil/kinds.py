@@ -5,10 +5,15 @@ from collections.abc import Mapping
 from pgvigil.config import Target
 from pgvigil.pgbouncer import Console
 from pgvigil.plan import Wanted
+from pgvigil.repository import Repository
 from pgvigil.session import Session
 from pgvigil.source import Source
 
-KINDS: Mapping[str, type[Source]] = {"postgresql": Session, "pgbouncer": Console}
+KINDS: Mapping[str, type[Source]] = {
+    "postgresql": Session,
+    "pgbouncer": Console,
+    "pgbackrest": Repository,
+}
 """What a configuration may say under `kind`, and what asks such a target."""
 
 

@@ -13,7 +13,11 @@ class Own(NamedTuple):
     help: str
 
 
-PREFIXES: Mapping[str, str] = {"postgresql": "pg", "pgbouncer": "pgbouncer"}
+PREFIXES: Mapping[str, str] = {
+    "postgresql": "pg",
+    "pgbouncer": "pgbouncer",
+    "pgbackrest": "pgbackrest",
+}
 """With what the names of a kind of target begin, up and down_reason among them."""
 
 SCRAPE = (
@@ -31,6 +35,13 @@ SCRAPE = (
         ("reason",),
         "Why the PgBouncer's console did not answer: 1 for the reason that holds, 0 for the "
         "others.",
+    ),
+    Own("pgbackrest_up", "gauge", (), "Whether pgBackRest's command can be run."),
+    Own(
+        "pgbackrest_down_reason",
+        "gauge",
+        ("reason",),
+        "Why pgBackRest's command cannot be run: 1 for the reason that holds, 0 for the others.",
     ),
     Own(
         "pgvigil_target_up",

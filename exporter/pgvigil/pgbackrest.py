@@ -96,6 +96,7 @@ class PgBackRest:
             f"--pg1-path={scratch.data}",
             f"--tablespace-map-all={scratch.tablespaces}",
             "--archive-mode=off",
+            f"--lock-path={scratch.temporary}",
             "--log-level-console=detail",
             *self._type(),
         )

@@ -144,6 +144,8 @@ def _facts(query: Query, versions: Collection[int]) -> Iterator[str]:
     yield f"{when.capitalize()}, {where}{on}"
     if query.kind == "pgbouncer":
         yield f"By `SHOW {query.variants[0].text.upper()}` of a PgBouncer's console"
+    if query.kind == "pgbackrest":
+        yield "By `pgbackrest info`"
     if len(versions) != len(SUPPORTED):
         yield f"PostgreSQL {_ranges(versions)}"
     if query.opt_in:

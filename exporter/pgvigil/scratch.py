@@ -17,13 +17,12 @@ from typing import Self
 
 from pgvigil import fence
 from pgvigil.errors import DrillFailed
+from pgvigil.surroundings import environment
 
 _PATIENCE = 20.0
 """Seconds that a process has to end before it is killed."""
 _MOST_OUTPUT = 64 << 20
 """Bytes of a command's answer that are read."""
-_SECRETS = ("PG", "DATA_SOURCE_")
-"""How variables begin that say how to reach the servers which are watched."""
 
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -164,11 +163,6 @@ class Scratch:
 
         It finds our environment without what tells of the servers that we watch.
         """
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(_SECRETS) or name.startswith("PGBACKREST_")
-        }
         lowered = os.geteuid() != os.getuid()
         with output.open("ab") as file:
             try:
@@ -178,7 +172,7 @@ class Scratch:
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
-                    env={**kept, "LC_ALL": "C", "TMPDIR": str(self.temporary)},
+                    env={**environment(), "TMPDIR": str(self.temporary)},
                     preexec_fn=None if self._fence is None else partial(fence.enter, self._fence),
                     start_new_session=True,
                     user=os.geteuid() if lowered else None,

@@ -210,7 +210,8 @@ def test_max_series_has_room_for_a_row_and_one_row_is_not_given_more(query: Quer
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.name)
 def test_a_query_says_why_and_may_not_run_for_long(query: Query) -> None:
     assert re.fullmatch(r"[A-Z].*[^ ]\.", query.why)
-    assert 0 < query.timeout <= 5
+    # A command that asks a bucket far away harms nobody while it waits.
+    assert 0 < query.timeout <= (60 if query.kind == "pgbackrest" else 5)
 
 
 def test_no_metric_stands_in_two_queries() -> None:

@@ -94,6 +94,7 @@ def test_the_exporters_own_metrics_are_what_its_pages_hold(server: Server, tmp_p
         "small": {"connection": there, "max_series": 100},
         "nowhere": {"connection": nowhere},
         "pooler": {"kind": "pgbouncer", "connection": nowhere},
+        "repository": {"kind": "pgbackrest", "command": ["/nowhere/pgbackrest"]},
     }
     (tmp_path / "pgvigil.yml").write_text(json.dumps({"targets": targets}))  # JSON is YAML
     (tmp_path / "own.yml").write_text(ODD_QUERIES)
@@ -104,12 +105,15 @@ def test_the_exporters_own_metrics_are_what_its_pages_hold(server: Server, tmp_p
             own_families(exporter, path, within=20)
             for path in ("/probe?target=there", "/probe?target=small", "/metrics")
         )
-        pooler = own_families(exporter, "/probe?target=pooler", within=0, visited=False)
+        pooler, repository = (
+            own_families(exporter, f"/probe?target={name}", within=0, visited=False)
+            for name in ("pooler", "repository")
+        )
 
     wanted = dict(OWN)
     if not server.tls:
         del wanted["pgvigil_server_certificate_expiry_timestamp_seconds"]
-    pages = (target, small, pooler, overview)
+    pages = (target, small, pooler, repository, overview)
     assert {name for page in pages for name in page} == wanted.keys()
     for page in pages:
         added = {"target"} if page is overview else set[str]()

@@ -34,6 +34,8 @@ ORDER = (
     "wire",
     "session",
     "pgbouncer",
+    "surroundings",
+    "repository",
     "kinds",
     "lane",
     "slow",

@@ -17,7 +17,7 @@ SUPPORTED = range(13, 19)
 COLUMNS = "{columns}"
 """Stands in a query's text for the value columns that exist on a server's version."""
 
-WORDS: Mapping[str, str] = {"sql": "postgresql", "show": "pgbouncer"}
+WORDS: Mapping[str, str] = {"sql": "postgresql", "show": "pgbouncer", "info": "pgbackrest"}
 """The key that says what a query asks, with the kind of targets that understand it."""
 
 DEFAULT_TIMEOUT = 1.0
@@ -298,7 +298,8 @@ def _word_faults(document: documents.Document, here: str) -> Iterator[tuple[docu
     """What is wrong with the words a query is asked by, and where."""
     said = [word for word in WORDS if (here, word) in document.lines]
     if not said:
-        yield (here,), "says nothing to ask; write sql, or show for the console of a PgBouncer"
+        text = "write sql, show for the console of a PgBouncer, or info for pgBackRest"
+        yield (here,), f"says nothing to ask; {text}"
     if len(said) > 1:
         yield (here, said[1]), f"has {said[0]} and {said[1]}; write one of them"
     if said == ["sql"] or not said:
@@ -308,6 +309,8 @@ def _word_faults(document: documents.Document, here: str) -> Iterator[tuple[docu
             strange = keys[3:] in (("value",), ("needs",), ("since",), ("until",))
         else:
             strange = keys[:1] == (here,) and keys[1:] in _OF_SQL
+            # A command takes the time it takes; a console has none to give.
+            strange = strange and (said, keys[1:]) != (["info"], ("timeout",))
         if strange:
             yield keys, f"{keys[-1]} belongs to a query with sql; drop it"
 
