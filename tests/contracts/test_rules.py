@@ -35,7 +35,7 @@ only until its area has an alert or a finding; one that belongs elsewhere moves 
 
 FLOORS: Mapping[str, str] = {
     "availability": "",
-    "replication": "",
+    "replication": "67108864",  # bytes of WAL, below which no rate tells anything
     "backup": "",
     "queries": "100",  # calls in five minutes
     "activity": "",
@@ -72,8 +72,9 @@ PARTS = [
 PROMETHEUS = {"up": (), "scrape_duration_seconds": (), "scrape_samples_scraped": ()}
 """What Prometheus adds to each target."""
 
-TARGET = {"instance", "job"}
-"""The labels that Prometheus gives to each target."""
+TARGET = {"instance", "job", "cluster"}
+"""The labels that Prometheus gives to each target, and the one that tells clusters apart where the
+operator gives it."""
 
 ALL = rules.load()
 OURS = [rule for rule in ALL if rule.area not in OTHERS]
