@@ -8,6 +8,7 @@ from statistics import median
 from typing import NamedTuple
 
 from pgvigil import catalogue
+from pgvigil.plan import concerning
 
 from bench import exporters
 from bench.processes import memory, processor_seconds_of_tree
@@ -64,7 +65,7 @@ def measure(run: Run) -> Report:
 
 def _each_query(run: Run, report: Report, server: Server) -> None:
     """The time of each query, as the exporter's own session sees it."""
-    every = {query.name: query.every for query in catalogue.load()}
+    every = {query.name: query.every for query in concerning(catalogue.load(), "postgresql")}
     times: dict[str, list[float]] = {}
     rows: dict[str, int] = {}
     with asking(server, dbname="many", role=_MONITOR) as asker:
@@ -122,7 +123,7 @@ def _missing(page: bytes, databases: int) -> bool:
     told = set(re.findall(r'^pgvigil_query_(?:success|skipped)\{[^}]*query="([^"]+)"', text, re.M))
     ages = re.findall(r"^pgvigil_database_visit_age_seconds\{", text, re.M)
     left_out = re.findall(r'^pgvigil_databases\{state="left_out"\} (\d+)', text, re.M)
-    missing = {query.name for query in catalogue.load()} - told
+    missing = {query.name for query in concerning(catalogue.load(), "postgresql")} - told
     return bool(missing) or len(ages) + sum(map(int, left_out)) < databases
 
 

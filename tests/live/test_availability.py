@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from pgvigil import catalogue
-from pgvigil.plan import Facts, Reason, make_plan
+from pgvigil.plan import Facts, Reason, concerning, make_plan
 
 from lab.catalogue import number, only, rows_of
 from lab.cluster import BARE, PGVIGIL, Cluster
@@ -12,7 +12,7 @@ from lab.postgres import Server
 
 FreshServer = Callable[..., Server]
 
-QUERIES = catalogue.load()
+QUERIES = concerning(catalogue.load(), "postgresql")
 
 
 @pytest.mark.parametrize("major", [13, 18])

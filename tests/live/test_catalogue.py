@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 from pgvigil import catalogue, grants
 from pgvigil.computed import KINDS
+from pgvigil.plan import concerning
 
 from lab.binaries import UnavailableError
 from lab.catalogue import Outcome, asking
@@ -19,7 +20,7 @@ from lab.exporter import Exporter, Page
 from lab.hostile import populate, run, temporary_tables
 from lab.postgres import MAJORS, Server
 
-QUERIES = catalogue.load()
+QUERIES = concerning(catalogue.load(), "postgresql")
 WAYS: dict[str, tuple[Role | None, str]] = {
     "pgvigil": (PGVIGIL, "prefer"),
     "plain": (PGVIGIL, "disable"),
@@ -200,7 +201,8 @@ def faults(outcome: Outcome) -> Iterator[str]:
     values = {metric.column for metric in metrics}
     promised = {*query.labels, *values}
     if query.computes:
-        values, promised = set(), set(KINDS[query.computes].columns)
+        kind = KINDS[query.computes]
+        values, promised = set(), {*kind.columns, *kind.server}
     if missing := promised - set(outcome.columns):
         yield f"is missing {sorted(missing)}"
     chosen_by = query.top.by if query.top else ()

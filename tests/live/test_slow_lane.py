@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pgvigil import catalogue
+from pgvigil.plan import concerning
 
 from lab.cluster import PGVIGIL
 from lab.exporter import Exporter, Page
@@ -16,7 +17,7 @@ from lab.postgres import Server
 
 FreshServer = Callable[..., Server]
 
-SHIPPED = catalogue.load()
+SHIPPED = concerning(catalogue.load(), "postgresql")
 
 OWN = """
 size:

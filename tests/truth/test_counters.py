@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 from pgvigil import catalogue
+from pgvigil.plan import concerning
 
 from lab.cluster import PGVIGIL
 from lab.exporter import Exporter, Page
@@ -255,7 +256,7 @@ def test_a_rate_over_an_event_is_no_more_than_what_took_place(counting: Server, 
     assert cell.restarted == any(after.value(name) > before.value(name) for name in started)
 
 
-QUERIES = catalogue.load()
+QUERIES = concerning(catalogue.load(), "postgresql")
 SLOW = {metric.name for query in QUERIES if query.every for metric in query.metrics}
 
 

@@ -19,6 +19,7 @@ from typing import NamedTuple, Self
 import psycopg
 import pytest
 from pgvigil import catalogue
+from pgvigil.plan import concerning
 
 from lab.cluster import PGVIGIL
 from lab.exporter import Exporter, Page
@@ -239,7 +240,7 @@ class Chain:
 WRITTEN = "create table written (n bigserial, at timestamptz default clock_timestamp())"
 """Who commits says when."""
 
-SHIPPED = catalogue.load()
+SHIPPED = concerning(catalogue.load(), "postgresql")
 
 OF_STANDBYS = {m.name for query in SHIPPED if query.role == "standby" for m in query.metrics}
 """The names that only standbys serve."""
