@@ -199,6 +199,7 @@ def make(area: str, raw: dict[str, Any]) -> Rule:
     )
 
 
+@cache
 def fired(area: str) -> set[tuple[str, str]]:
     """The alerts and their severities that the tests of an area show firing.
 
@@ -222,6 +223,7 @@ def fired(area: str) -> set[tuple[str, str]]:
     return found
 
 
+@cache
 def silent(area: str) -> set[str]:
     """The alerts that the tests of an area show silent; all of them where a test names none."""
     found: set[str] = set()
@@ -235,6 +237,7 @@ def silent(area: str) -> set[str]:
     return found
 
 
+@cache
 def found(area: str) -> set[str]:
     """The findings that the tests of an area show."""
     return {

@@ -34,7 +34,7 @@ COMING: Mapping[str, str] = {
 only until its area has an alert or a finding; one that belongs elsewhere moves here."""
 
 FLOORS: Mapping[str, str] = {
-    "availability": "",
+    "availability": "3 5",  # probes without an answer
     "replication": "67108864",  # bytes of WAL, below which no rate tells anything
     "backup": "",
     "queries": "100",  # calls in five minutes
@@ -45,7 +45,7 @@ FLOORS: Mapping[str, str] = {
     "maintenance": "",
     "schema": "",
     "security": "",
-    "exporter": "",
+    "exporter": "0.01 3",  # seconds in a second; scrapes
 }
 """Numbers that stand in a comparison though no objective has them: floors of events or of size, and
 states. Each with what it counts."""
@@ -114,11 +114,13 @@ def labels_of() -> Mapping[str, set[str]]:
 
 def read_by(rule: Rule) -> set[Objective]:
     """The objectives that a rule compares with, also by way of what others record."""
-    recorded = {other.name: other for other in OURS if other.kind == "record"}
-    names = {selector.name for selector in rule.selectors()}
-    found = set(rule.objectives())
-    for name in names & recorded.keys():
-        found |= read_by(recorded[name])
+    found, met, names = set(rule.objectives()), set[str](), {s.name for s in rule.selectors()}
+    while new := names - met:
+        met |= new
+        for other in OURS:
+            if other.kind == "record" and other.name in new:
+                found |= set(other.objectives())
+                names |= {selector.name for selector in other.selectors()}
     return found
 
 
@@ -177,13 +179,14 @@ def test_an_alert_is_explained(rule: Rule) -> None:
     assert "{{" in told["description"]
     page = f"https://github.com/pgvigil/pgvigil/blob/main/docs/runbooks/{rule.area}.md"
     assert told["runbook_url"] == f"{page}#{rule.name.lower()}"
-    variable = "cluster" if rule.area in OTHERS else "instance"
     shown = re.fullmatch(
-        rf"/d/pgvigil-(\w+)\?var-{variable}=\{{\{{ \$labels\.{variable} \}}\}}",
-        told["dashboard_url"],
+        r"/d/pgvigil-(\w+)\?var-(\w+)=\{\{ \$labels\.(\w+) \}\}", told["dashboard_url"]
     )
     assert shown
     assert shown[1] in DASHBOARDS
+    variables = ("cluster",) if rule.area in OTHERS else ("instance", "system_identifier")
+    assert shown[2] == shown[3]
+    assert shown[2] in variables
 
 
 @every_alert
@@ -220,8 +223,7 @@ def test_an_alert_has_a_section_that_says_what_to_do(rule: Rule) -> None:
 @pytest.mark.parametrize("area", AREAS)
 def test_a_runbook_has_the_sections_of_its_alerts_and_no_other(area: str) -> None:
     names = [heading for heading, _ in rules.sections(area)]
-    alerts = list(dict.fromkeys(rule.name for rule in ALERTS if rule.area == area))
-    assert names == alerts
+    assert sorted(names) == sorted({rule.name for rule in ALERTS if rule.area == area})
 
 
 def test_no_two_areas_have_an_alert_of_the_same_name() -> None:
