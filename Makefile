@@ -44,6 +44,9 @@ bench: .venv/dev .venv/demo ## measure beside postgres_exporter (ARGS="--quick -
 bench-harm: .venv/dev .venv/demo ## do harm to all exporters and write docs/harm.md
 	@$(BIN)/python -m tests.harm --peers --page docs/harm.md $(ARGS)
 
+faults: .venv/dev ## break things, see each alert come and go, and write docs/proof.md (20 minutes and more)
+	@$(BIN)/python -m tests.faults --page docs/proof.md $(ARGS)
+
 soak: .venv/dev ## run it while everything around breaks, and look for leaks (ARGS="--for 30m")
 	@$(BIN)/python -m bench.soak $(ARGS)
 
@@ -85,4 +88,4 @@ clean: ## remove what make has made
 	@$(INSTALL) --require-hashes -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help setup demo test next check fmt docs bench bench-harm lock clean
+.PHONY: help setup demo test next check fmt docs bench bench-harm faults soak lock clean

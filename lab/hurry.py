@@ -1,16 +1,33 @@
-"""Makes rules that can be watched in a test: every duration in them shorter, and nothing else."""
+"""Makes what is seen over minutes seen in seconds: the same, with every duration shorter."""
 
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
 FACTOR = 60
-"""A minute of the rules becomes a second."""
+"""A minute becomes a second."""
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = r"(\d+)([smhd])"
-_IN_EXPRESSION = re.compile(rf"(?<=\[){_DURATION}(?=\])|(?<=offset ){_DURATION}\b")
+FOR_FLOOR = 1.0
+"""Seconds; what must hold for some time holds for as long at least."""
+
+RANGE_FLOOR = 4.0
+"""Seconds; a range holds four scrapes at least, and they come every second."""
+
+EVERY_FLOOR = 2.0
+"""Seconds; what runs in the background runs no more often."""
+
+PASSING = (30.0, 3600.0)
+"""Seconds; an objective of as many is waited for, a shorter or a longer one is not."""
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31536000}
+_STEP = re.compile(r"(\d+)(ms|[smhdwy])")
+_DURATION = r"(?:\d+(?:ms|[smhdwy]))+"
+_RANGE = re.compile(rf"\[\s*({_DURATION})\s*(:\s*)?({_DURATION})?\s*\]")
+_OFFSET = re.compile(rf"(\boffset\s+)({_DURATION})")
+_EVERY = re.compile(r"\bevery: ?(\d+[smh])\b")
 
 
 def hurried(rules: Path, directory: Path) -> Path:
@@ -18,14 +35,59 @@ def hurried(rules: Path, directory: Path) -> Path:
     content = yaml.safe_load(rules.read_text())
     for group in content["groups"]:
         for rule in group["rules"]:
-            rule["expr"] = _IN_EXPRESSION.sub(_shorter, rule["expr"])
+            rule["expr"] = _expression(str(rule["expr"]))
             if "for" in rule:
-                rule["for"] = re.sub(_DURATION, _shorter, rule["for"])
+                rule["for"] = _shorter(rule["for"], FOR_FLOOR)
     copy = directory / rules.name
     copy.write_text(yaml.safe_dump(content))
     return copy
 
 
-def _shorter(found: re.Match[str]) -> str:
-    count, unit = (group for group in found.groups() if group is not None)
-    return f"{int(count) * _UNITS[unit] * 1000 // FACTOR}ms"
+def objectives(
+    given: Mapping[str, Mapping[str, Mapping[str, float]]],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Those objectives that pass while one waits, divided by FACTOR: by standard and name."""
+    shorter: dict[str, dict[str, dict[str, float]]] = {}
+    low, high = PASSING
+    for standard, names in given.items():
+        for name, by_severity in names.items():
+            for severity, value in by_severity.items():
+                if name.endswith("_seconds") and low <= value <= high:
+                    of = shorter.setdefault(standard, {}).setdefault(name, {})
+                    of[severity] = max(FOR_FLOOR, value / FACTOR)
+    return shorter
+
+
+def package(source: Path, directory: Path) -> Path:
+    """Copy the exporter's package with every `every` of its catalogue divided by FACTOR.
+
+    Returns the folder to import it from.
+    """
+    copy = directory / source.name
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (copy / "catalogue").glob("*.yml"):
+        file.write_text(_EVERY.sub(_more_often, file.read_text()))
+    return directory
+
+
+def _expression(expression: str) -> str:
+    shorter = _RANGE.sub(_range, expression)
+    return _OFFSET.sub(lambda found: found[1] + _shorter(found[2], 0), shorter)
+
+
+def _range(found: re.Match[str]) -> str:
+    window, colon, step = found.groups()
+    finer = _shorter(step, 1.0) if step else ""
+    return f"[{_shorter(window, RANGE_FLOOR)}{':' if colon else ''}{finer}]"
+
+
+def _shorter(duration: str, floor: float) -> str:
+    seconds = sum(int(count) * _UNITS[unit] for count, unit in _STEP.findall(duration))
+    # What is nothing stays nothing.
+    return f"{round(max(min(floor, seconds), seconds / FACTOR) * 1000)}ms"
+
+
+def _more_often(found: re.Match[str]) -> str:
+    ((count, unit),) = _STEP.findall(found[1])
+    seconds = max(EVERY_FLOOR, int(count) * _UNITS[unit] / FACTOR)
+    return f"every: {round(seconds)}s"

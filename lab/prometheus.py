@@ -105,15 +105,21 @@ class Prometheus:
         jobs: Sequence[Mapping[str, Any]],
         rules: Sequence[Path] = (),
         every: str = "1s",
+        alertmanager: int | None = None,
     ) -> None:
-        """Start it and return when it is ready; rules run as often as it scrapes."""
+        """Start it and return when it is ready; rules run as often as it scrapes.
+
+        `alertmanager` is the port of the one that it tells.
+        """
         self.version = program.version
         self.port = free_port()
         self._directory = tempfile.TemporaryDirectory(prefix="pgvigil-prometheus-")
         path = Path(self._directory.name)
+        told = [f"127.0.0.1:{alertmanager}"] if alertmanager else []
         (path / "prometheus.yml").write_text(
             json.dumps(  # JSON is YAML
                 {
+                    "alerting": {"alertmanagers": [{"static_configs": [{"targets": told}]}]},
                     "global": {
                         "scrape_interval": every,
                         "scrape_timeout": every,

@@ -1,0 +1,155 @@
+"""Sessions, transactions and locks in users' way."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+import psycopg
+
+from tests.faults.fault import Alert, Fault
+from tests.faults.stage import CONNECTIONS, DATABASE, Stage
+
+
+@contextlib.contextmanager
+def _idle(stage: Stage) -> Iterator[None]:
+    with stage.session() as session:
+        session.execute("select 1")
+        yield
+
+
+@contextlib.contextmanager
+def _long_query(stage: Stage) -> Iterator[None]:
+    with stage.session() as session:
+        session.autocommit = True
+        session.pgconn.send_query(b"select pg_sleep(600)")
+        yield
+        session.cancel_safe()
+
+
+@contextlib.contextmanager
+def _long_transaction(stage: Stage) -> Iterator[None]:
+    """Each of its statements is short."""
+    over = threading.Event()
+
+    def work(session: "psycopg.Connection[tuple[object, ...]]") -> None:
+        while not over.wait(0.1):
+            session.execute("select pg_sleep(0.3)")
+
+    with stage.session() as session:
+        worker = threading.Thread(target=work, args=(session,))
+        worker.start()
+        try:
+            yield
+        finally:
+            over.set()
+            worker.join()
+
+
+@contextlib.contextmanager
+def _lock_wait(stage: Stage) -> Iterator[None]:
+    """A migration waits behind a reader, and the readers after it wait behind the migration."""
+    with stage.session() as holder, stage.session() as waiter:
+        holder.execute("select count(*) from parked")
+        waiter.autocommit = True
+        waiter.pgconn.send_query(b"alter table parked add column later int")
+        stage.primary.wait_until("select exists (select from pg_locks where not granted)")
+        yield
+        waiter.cancel_safe()
+
+
+@contextlib.contextmanager
+def _sessions(stage: Stage, count: int) -> Iterator[None]:
+    """As many clients as there is room for, or fewer."""
+    conninfo = stage.primary.conninfo(dbname=DATABASE, user="client")
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(psycopg.OperationalError):
+            for _ in range(count):
+                stack.enter_context(contextlib.closing(psycopg.connect(conninfo)))
+        yield
+
+
+@contextlib.contextmanager
+def _deadlocks(stage: Stage) -> Iterator[None]:
+    for _ in range(8):
+        with stage.session() as first, stage.session() as second:
+            first.execute("set deadlock_timeout = '10ms'")
+            second.execute("set deadlock_timeout = '10ms'")
+            first.execute("select pg_advisory_xact_lock(1)")
+            second.execute("select pg_advisory_xact_lock(2)")
+            first.pgconn.send_query(b"select pg_advisory_xact_lock(2)")
+            with contextlib.suppress(psycopg.errors.DeadlockDetected):
+                second.execute("select pg_advisory_xact_lock(1)")
+    yield
+
+
+@contextlib.contextmanager
+def _rollbacks(stage: Stage) -> Iterator[None]:
+    over = threading.Event()
+
+    def work() -> None:
+        with stage.session() as session:
+            while not over.wait(0.02):
+                session.execute("select 1")
+                session.rollback()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        worker.join()
+
+
+FAULTS = (
+    Fault(
+        "somebody leaves a transaction open and goes away",
+        _idle,
+        (
+            Alert("IdleInTransaction", "ticket", "primary"),
+            Alert("IdleInTransaction", "page", "primary"),
+        ),
+    ),
+    Fault(
+        "a query does not end",
+        _long_query,
+        (Alert("LongQuery", "ticket", "primary"),),
+    ),
+    Fault(
+        "a transaction of many short statements does not end",
+        _long_transaction,
+        (Alert("LongTransaction", "ticket", "primary"),),
+    ),
+    Fault(
+        "a migration waits behind a reader who went away",
+        _lock_wait,
+        (
+            Alert("LockWait", "ticket", "primary"),
+            Alert("LockWait", "page", "primary"),
+        ),
+        also=("IdleInTransaction", "LongQuery"),
+    ),
+    Fault(
+        "a program opens more connections than it needs",
+        partial(_sessions, count=int(0.85 * CONNECTIONS)),
+        (Alert("ConnectionsNearLimit", "ticket", "primary"),),
+    ),
+    Fault(
+        "a program opens connections until it is refused",
+        partial(_sessions, count=2 * CONNECTIONS),
+        (Alert("ConnectionsNearLimit", "page", "primary"),),
+        # Its ticket is held back while it fires.
+        also=("ConnectionsNearLimit",),
+    ),
+    Fault(
+        "two programs take the same locks in another order",
+        _deadlocks,
+        (Alert("Deadlocks", "ticket", "primary"),),
+    ),
+    Fault(
+        "a program rolls back what it begins",
+        _rollbacks,
+        (Alert("RollbackShare", "ticket", "primary"),),
+    ),
+)

@@ -1,0 +1,224 @@
+"""A pair of servers with all that watches it, from the exporter to who would be woken."""
+
+import contextlib
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import psycopg
+import yaml
+from pgvigil import standards
+
+from lab import alertmanager, basebackup, hurry, prometheus
+from lab.alertmanager import Alertmanager, Notice
+from lab.binaries import find
+from lab.cluster import PGVIGIL, prepare
+from lab.exporter import Exporter
+from lab.postgres import DEFAULT_HBA, Server, Setting
+from lab.prometheus import Prometheus
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "rules"
+ROUTES = Path(__file__).parent / "alertmanager.yml"
+
+DATABASE = "shop"
+"""Where the load is, and where faults take place."""
+
+CONNECTIONS = 40
+
+SETTINGS: Mapping[str, Setting] = {
+    # What a server of somebody who cares has, so that only faults are found fault with.
+    "autovacuum_naptime": 1,
+    "fsync": True,
+    "log_min_duration_statement": 1000,
+    "max_connections": CONNECTIONS,
+    "max_prepared_transactions": 5,
+    "wal_level": "logical",
+}
+
+HBA = ("host all client 127.0.0.1/32 trust", *DEFAULT_HBA)
+
+SETTLED = 15.0
+"""Seconds until windows are full and what runs in the background has run."""
+
+
+class Load:
+    """Somebody who writes a few rows a second, whatever happens to the server."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            with (
+                contextlib.suppress(psycopg.Error),
+                psycopg.connect(self._conninfo, autocommit=True, connect_timeout=5) as session,
+            ):
+                while not self._over.wait(0.1):
+                    session.execute("insert into orders (note) values ('x')")
+                    session.execute("select count(*) from orders where id < 100")
+            self._over.wait(0.2)
+
+
+class Stage:
+    """A primary with its standby under a little load, and one of everything that watches them.
+
+    Prometheus runs our rules and Alertmanager our routes, by the clock of `lab.hurry`. The targets
+    are called `primary` and `standby`, and so are their instances.
+    """
+
+    def __init__(self, major: int, rules: Path = RULES) -> None:
+        """`rules` is the folder of those that are run."""
+        self.major = major
+        self.patience = 120.0
+        """Seconds for an alert to come, and again to go."""
+        self._rules = sorted(rules.glob("*.yml"))
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            self._set()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _set(self) -> None:
+        enter = self._stack.enter_context
+        self.directory = Path(enter(tempfile.TemporaryDirectory(prefix="pgvigil-faults-")))
+        self.primary = Server(
+            self.major,
+            binaries=find(self.major),
+            settings=SETTINGS,
+            initdb_options=["--data-checksums"],
+        )
+        self._stack.callback(self.primary.destroy)
+        self.archive = basebackup.archive(self.primary)
+        self.refusal = self.archive.with_name("refuse")
+        self.hang = self.archive.with_name("hang")
+        self.primary.set_hba(HBA)
+        self.primary.set({"archive_command": self._archive_command()})
+        self.primary.start()  # a standby goes by the settings with which its primary last ran
+        self.standby = self.primary.standby(slot="standby")
+        prepare(self.primary)
+        self.primary.execute(f"create database {DATABASE}")
+        self.execute(
+            "create table orders (id bigint generated always as identity primary key, note text)"
+        )
+        # Faults take place here, so that the load is not in their way nor they in its.
+        self.execute("create table parked (id bigint primary key)")
+        self.primary.execute("create role client login")
+        load = Load(self.primary.conninfo(dbname=DATABASE))
+        self._stack.callback(load.stop)
+        self._watch()
+
+    def _archive_command(self) -> str:
+        """It refuses or hangs for as long as a file says so."""
+        waits = f"while test -e {self.hang}; do sleep 0.2; done"
+        return f"{waits}; test ! -e {self.refusal} && cp %p {self.archive}/%f"
+
+    def _watch(self) -> None:
+        enter = self._stack.enter_context
+        where = hurry.package(ROOT / "exporter" / "pgvigil", self.directory / "exporter")
+        configuration = self.directory / "pgvigil.yml"
+        configuration.touch(0o600)
+        configuration.write_text(yaml.safe_dump(self.configuration()))
+        self.exporter = enter(
+            Exporter("--config", str(configuration), environment={"PYTHONPATH": str(where)})
+        )
+        mailer = alertmanager.installed()
+        program = prometheus.installed()
+        if mailer is None or program is None:
+            raise RuntimeError("Prometheus and Alertmanager are not both installed")
+        self.alertmanager = enter(Alertmanager(mailer, ROUTES))
+        copies = self.directory / "rules"
+        copies.mkdir()
+        self.prometheus = enter(
+            Prometheus(
+                program,
+                [{"job_name": "postgresql", "http_sd_configs": [self._discovery()]}],
+                [hurry.hurried(file, copies) for file in self._rules],
+                alertmanager=self.alertmanager.port,
+            )
+        )
+        self.prometheus.wait_until("count(pg_up == 1) == 2")
+
+    def settle(self) -> None:
+        """Return when all has run for a while and nothing is told of it."""
+        begun = time.monotonic()
+        self.wait(
+            lambda: time.monotonic() - begun > SETTLED and not self.held(),
+            lambda: f"a stage where all is well has alerts: {sorted(self.held())}",
+        )
+
+    def _discovery(self) -> dict[str, str]:
+        return {"url": f"http://127.0.0.1:{self.exporter.port}/sd", "refresh_interval": "1s"}
+
+    def configuration(self) -> dict[str, Any]:
+        """What the exporter is told."""
+        ours: dict[str, dict[str, dict[str, float]]] = {}
+        for standard, name, severity, value in standards.objectives():
+            ours.setdefault(standard, {}).setdefault(name, {})[severity] = value
+        shorter = hurry.objectives(ours)
+        return {
+            "targets": {
+                name: {
+                    "connection": {
+                        "host": "127.0.0.1",
+                        "port": server.port,
+                        **PGVIGIL.login,
+                    },
+                    "objectives": shorter,
+                }
+                for name, server in (("primary", self.primary), ("standby", self.standby))
+            }
+        }
+
+    def execute(self, text: str) -> list[tuple[Any, ...]]:
+        """Run SQL in the database of the load."""
+        return self.primary.execute(text, database=DATABASE)
+
+    @contextlib.contextmanager
+    def session(self, **keywords: str) -> Iterator["psycopg.Connection[Any]"]:
+        """A client of the primary; whatever it does is undone by its end."""
+        conninfo = self.primary.conninfo(dbname=DATABASE, application_name="fault", **keywords)
+        with contextlib.closing(psycopg.connect(conninfo)) as connection:
+            yield connection
+
+    def arrived(self, since: float) -> list[Notice]:
+        """What came to the webhook since a moment."""
+        return [notice for notice in list(self.alertmanager.inbox.notices) if notice.at >= since]
+
+    def findings(self) -> set[str]:
+        """What is listed and wakes nobody."""
+        return {labels["finding"] for labels, _ in self.prometheus.query("pgvigil:finding")}
+
+    def held(self) -> set[str]:
+        """The names of the alerts that Alertmanager knows of, or Prometheus is about to tell."""
+        names = {labels["alertname"] for labels in self.alertmanager.alerts()}
+        return names | {
+            labels["alertname"]
+            for labels, _ in self.prometheus.query('ALERTS{alertstate=~"firing|pending"}')
+        }
+
+    def wait(self, holds: Callable[[], object], what: Callable[[], str]) -> float:
+        """Return when it holds, by the clock of notices; raises TimeoutError."""
+        end = time.monotonic() + self.patience
+        while not holds():
+            if time.monotonic() > end:
+                raise TimeoutError(what())
+            time.sleep(0.1)
+        return time.monotonic()

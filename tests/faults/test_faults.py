@@ -1,0 +1,58 @@
+"""Alerts arrive and go with a real fault; `make faults` plays all of them."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from lab import alertmanager, prometheus
+from tests.faults import alerts
+from tests.faults.fault import Alert, Fault, play
+from tests.faults.matrix import FAULTS
+from tests.faults.stage import Stage
+
+SHORT = (
+    "a query does not end",
+    "somebody pauses replay and forgets it",
+    "a setting waits for a restart",
+)
+"""Those of different ways: by a session, by the standby, and found without an alert."""
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    if prometheus.installed() is None or alertmanager.installed() is None:
+        reason = "Prometheus and Alertmanager are not both installed"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with Stage(18) as stage:
+        stage.settle()
+        yield stage
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_it_is_told_that(stage: Stage, name: str) -> None:
+    (fault,) = (fault for fault in FAULTS if fault.name == name)
+    if not {(alert.name, alert.severity) for alert in fault.alerts} <= alerts.shipped():
+        pytest.skip("its rules are still to come")
+    result = play(fault, stage)
+    assert result.broken == []
+    assert result.told.keys() == set(fault.expected)
+
+
+def test_an_alert_that_does_not_come_is_seen(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "patience", 3)
+    nothing = Fault("nothing", _nothing, (Alert("LongQuery", "ticket"),))
+    assert play(nothing, stage).broken == ["never came: `LongQuery`, ticket; what came: nothing"]
+
+
+@contextlib.contextmanager
+def _nothing(_: Stage) -> Iterator[None]:
+    yield
+
+
+def test_each_fault_has_a_name_of_its_own() -> None:
+    names = [fault.name for fault in FAULTS]
+    assert len(names) == len(set(names))
