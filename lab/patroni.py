@@ -138,6 +138,8 @@ class Etcd:
             self._process.wait()
 
     def _healthy(self) -> bool:
+        if self._process is not None and self._process.poll() is not None:
+            raise RuntimeError((self._directory / "etcd.log").read_text()[-500:])
         with contextlib.suppress(OSError):
             status, text = _ask(f"http://127.0.0.1:{self.port}/health")
             return status == 200 and json.loads(text)["health"] == "true"
@@ -172,7 +174,7 @@ class Member:
             self.log_path,
             {"PYTHONPATH": str(self._programs.packages)},
         )
-        _until(f"Patroni {self.name} answers", lambda: bool(self.status()), self.log_path)
+        _until(f"Patroni {self.name} answers", self._answers, self.log_path)
 
     def kill(self) -> None:
         """End Patroni and its PostgreSQL at once, as when the machine's power goes."""
@@ -227,6 +229,11 @@ class Member:
             found: dict[str, Any] = json.loads(self.get("/patroni"))
             return found
         return {}
+
+    def _answers(self) -> bool:
+        if self._process is not None and self._process.poll() is not None:
+            raise RuntimeError(self.log_path.read_text()[-2000:])
+        return bool(self.status())
 
     def get(self, path: str) -> str:
         """Ask Patroni's REST interface; the status is nothing to it."""
@@ -321,11 +328,13 @@ class Pair:
             os.chown(self.directory, *account())
         self.etcd = Etcd(programs.etcd, self.directory)
         self.scope = scope
-        self.members = [Member(scope, name, programs, self.etcd, self.directory) for name in NAMES]
+        self.members: list[Member] = []
         _existing.append(self)
         try:
             self.etcd.start()
-            for member in self.members:
+            for name in NAMES:
+                member = Member(scope, name, programs, self.etcd, self.directory)
+                self.members.append(member)
                 member.start()
                 self.wait_for_leader()
             self.wait_until_streaming()
