@@ -18,7 +18,7 @@ from lab.patroni import Pair
 from lab.prometheus import Prometheus
 
 ROOT = Path(__file__).parents[2]
-SUITES = {"2.6": "bookworm", "3.2": "sid"}
+SUITES = {"2.6": "bookworm", "3.0": "trixie"}
 
 
 class Scene(NamedTuple):
