@@ -380,6 +380,23 @@ def test_of_a_queue_for_a_lock_only_the_root_is_named(
     assert rows_of(server, "activity.blockers", role=READER) == []
 
 
+@pytest.mark.parametrize("major", [13, 18])
+def test_a_wait_that_is_meant_to_be_long_is_no_long_wait(
+    fresh_server: FreshServer, major: int
+) -> None:
+    server = fresh_server(major, autovacuum=False)
+    server.execute("create table t (n int)")
+    patient = "select pg_advisory_lock(1)", "create index concurrently on t (n)"
+    with transaction(server, "select pg_advisory_lock(1) from (select count(*) from t) as read"):
+        with queue(server, *patient):
+            waits = only(rows_of(server, "activity.lock_waits", role=READER))
+        assert (waits["blocked"], waits["longest"]) == (2, 0)
+        with queue(server, patient[0], "alter table t add m int"):
+            waits = only(rows_of(server, "activity.lock_waits", role=READER))
+        assert waits["blocked"] == 2
+        assert number(waits, "longest") > 0
+
+
 def unremovable(server: Server) -> int:
     """How many dead rows of pg_class vacuum must leave, by its own word."""
     notices: list[str] = []
