@@ -20,9 +20,9 @@ COMING: Mapping[str, str] = {
     "availability": "AVL-1 AVL-2 AVL-3 AVL-7",
     "replication": "AVL-4 AVL-5 REP-1 REP-2 REP-3 REP-4 REP-5 REP-6",
     "backup": "AVL-6 BAK-1 BAK-2 BAK-3 BAK-4 BAK-5 BAK-6 BAK-7",
-    "queries": "QRY-1 QRY-2 QRY-3 QRY-4 THR-1",
-    "activity": "QRY-5 QRY-6 QRY-7 QRY-8",
-    "resources": "RES-1 RES-3 RES-4 RES-5 RES-6 RES-7 RES-8",
+    "queries": "QRY-1 QRY-2 QRY-3 QRY-4",
+    "activity": "QRY-5 QRY-6 QRY-7 QRY-8 RES-1 THR-1",
+    "resources": "RES-3 RES-4 RES-5 RES-6 RES-7 RES-8",
     "pooler": "RES-2",
     "storage": "STO-1 STO-2 STO-3 STO-4",
     "maintenance": "MNT-1 MNT-2 MNT-3 MNT-4 MNT-5",
@@ -37,10 +37,11 @@ FLOORS: Mapping[str, str] = {
     "availability": "3 5",  # probes without an answer
     "replication": "67108864",  # bytes of WAL, below which no rate tells anything
     "backup": "",
-    "queries": "100",  # calls in five minutes
-    "activity": "",
+    "queries": "100 0.1",  # calls in a window; executor seconds in a second
+    # Connections of a limit; transactions and sessions in a window; transactions a second then.
+    "activity": "5 300 100 10",
     "resources": "",
-    "pooler": "",
+    "pooler": "5 100",  # connections of a pool or limit; transactions in five minutes
     "storage": "",
     "maintenance": "",
     "schema": "",
