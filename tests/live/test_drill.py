@@ -198,8 +198,7 @@ def test_a_sound_backup_passes_and_nothing_of_the_source_is_touched(scene: Scene
     assert scene.server.errors_in_log(begin) == []
 
 
-@pytest.mark.parametrize("major", MAJORS)
-@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize(("major", "row"), [(13, 0), (18, 1)])
 def test_recovery_ends_at_the_moment_that_was_asked_for(scene: Scene, row: int) -> None:
     query = f"select max(id) = {ROWS + 1 + row} from public.ledger"
     done = drill(scene, "--target-time", scene.moments[row].isoformat(), "--query", query)
@@ -215,14 +214,13 @@ def test_an_immediate_end_tells_the_least_point_it_has_recovered(scene: Scene) -
     assert done.report["recovery_point_at_least"] is True
 
 
-@pytest.mark.parametrize("major", MAJORS)
+@pytest.mark.parametrize("major", [13])
 def test_a_moment_after_the_last_wal_cannot_be_reached(scene: Scene) -> None:
     done = drill(scene, "--target-time", "2100-01-01T00:00:00Z")
     assert "before configured recovery target was reached" in done.faults
 
 
-@pytest.mark.parametrize("major", MAJORS)
-@pytest.mark.parametrize("harm", ["missing", "damaged"])
+@pytest.mark.parametrize(("major", "harm"), [(13, "missing"), (18, "damaged"), (18, "missing")])
 def test_wal_that_has_a_gap_is_told_though_recovery_ends_in_peace(scene: Scene, harm: str) -> None:
     archive = scene.server.directory / f"gap-{harm}"
     shutil.copytree(scene.archive, archive)
@@ -242,14 +240,13 @@ def test_wal_that_has_a_gap_is_told_though_recovery_ends_in_peace(scene: Scene, 
     assert datetime.fromisoformat(done.report["recovery_point"]) < scene.moments[1]
 
 
-@pytest.mark.parametrize("major", MAJORS)
+@pytest.mark.parametrize("major", [18])
 def test_a_backup_without_its_wal_is_none(scene: Scene) -> None:
     done = drill(scene, "--restore-command", "false")
     assert "WAL is missing" in done.faults
 
 
-@pytest.mark.parametrize("major", MAJORS)
-@pytest.mark.parametrize("table", ["ledger", "ledger_pkey"])
+@pytest.mark.parametrize(("major", "table"), [(13, "ledger"), (18, "ledger"), (18, "ledger_pkey")])
 def test_a_damaged_page_is_found(scene: Scene, table: str) -> None:
     backup = scene.copy("damaged")
     with table_file(scene, table, backup).open("r+b") as file:
@@ -285,7 +282,7 @@ def test_an_index_that_is_in_no_order_is_found_by_amcheck(
     assert "postgres: public.strange_id: item order invariant violated" in faults
 
 
-@pytest.mark.parametrize("major", MAJORS)
+@pytest.mark.parametrize("major", [13])
 def test_a_file_that_is_cut_or_gone_is_found(scene: Scene) -> None:
     backup = scene.copy("cut")
     cut = table_file(scene, "cut", backup)
@@ -344,7 +341,7 @@ def test_a_backup_in_tars_is_unpacked(scene: Scene, packing: Literal["w:", "w:gz
     assert f"a tar of {place} " in faults
 
 
-@pytest.mark.parametrize("major", MAJORS)
+@pytest.mark.parametrize("major", [13])
 def test_what_is_no_base_backup_is_not_started(scene: Scene) -> None:
     backup = scene.copy("unlabelled")
     (backup / "backup_label").unlink()
@@ -384,7 +381,7 @@ def test_programs_of_another_version_are_refused_with_the_remedy(
     assert "postgresql-13" in faults
 
 
-@pytest.mark.parametrize("major", MAJORS)
+@pytest.mark.parametrize("major", [18])
 def test_the_outcome_is_written_into_the_record(scene: Scene) -> None:
     server = scene.server
     server.execute(grants.script("pgvigil", ["record"], create=False))
@@ -457,7 +454,7 @@ def test_what_acts_by_itself_does_not_act_in_the_copy(scene: Scene) -> None:
     assert "no_such_library, which is not installed here" in str(done.report["warnings"])
 
 
-@pytest.mark.parametrize("major", [13, 18])
+@pytest.mark.parametrize("major", [13])
 def test_a_tablespace_that_wal_makes_is_not_made_where_the_live_server_has_it(
     fresh_server: Callable[..., Server], major: int
 ) -> None:
