@@ -151,12 +151,25 @@ class Alertmanager:
         found = json.loads(self._get("/api/v2/alerts"))
         return [alert["labels"] for alert in found]
 
+    def held_back(self) -> list[dict[str, str]]:
+        """The labels of each alert that another or a silence holds back."""
+        found = json.loads(self._get("/api/v2/alerts?active=false"))
+        return [alert["labels"] for alert in found]
+
+    def fire(self, alerts: Sequence[Mapping[str, str]]) -> None:
+        """Say, in the place of a Prometheus, that alerts with these labels fire."""
+        body = json.dumps([{"labels": labels} for labels in alerts]).encode()
+        self._get("/api/v2/alerts", body)
+
     def _stop(self) -> None:
         self.process.terminate()
         self.process.wait(60)
 
-    def _get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+    def _get(self, path: str, body: bytes | None = None) -> str:
+        """What it answers; a body is sent as JSON."""
+        address = f"http://127.0.0.1:{self.port}{path}"
+        request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
             text: str = answer.read().decode()
             return text
 
