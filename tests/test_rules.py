@@ -28,7 +28,7 @@ def promtool(*words: str) -> str:
     program = shutil.which("promtool")
     if program is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("promtool is not installed")
-    done = subprocess.run([program, *words], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([program, *words], capture_output=True, text=True, timeout=300)
     return f"{done.stdout}{done.stderr}" if done.returncode else ""
 
 
