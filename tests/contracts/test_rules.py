@@ -73,6 +73,15 @@ PARTS = [
 PROMETHEUS = {"up": (), "scrape_duration_seconds": (), "scrape_samples_scraped": ()}
 """What Prometheus adds to each target."""
 
+FILE_SYSTEM = ("device", "fstype", "mountpoint")
+NODE = {
+    "node_filesystem_avail_bytes": FILE_SYSTEM,
+    "node_filesystem_size_bytes": FILE_SYSTEM,
+    "node_filesystem_files": FILE_SYSTEM,
+    "node_filesystem_files_free": FILE_SYSTEM,
+}
+"""What node_exporter tells of a machine's disks, which no database knows the size of."""
+
 TARGET = {"instance", "job", "cluster"}
 """The labels that Prometheus gives to each target, and the one that tells clusters apart where the
 operator gives it."""
@@ -91,7 +100,9 @@ every_alert = pytest.mark.parametrize("rule", ALERTS, ids=str)
 @cache
 def labels_of() -> Mapping[str, set[str]]:
     """All series that rules may read, with their labels but those of the target."""
-    known: dict[str, set[str]] = {name: set(labels) for name, labels in PROMETHEUS.items()}
+    known: dict[str, set[str]] = {
+        name: set(labels) for name, labels in {**PROMETHEUS, **NODE}.items()
+    }
     for query in catalogue.load():
         labels = {*query.labels, *(["datname"] if query.scope == "database" else [])}
         if query.computes and query.computes != "logged_statements":
