@@ -40,7 +40,7 @@ FLOORS: Mapping[str, str] = {
     "queries": "100 0.1",  # calls in a window; executor seconds in a second
     # Connections of a limit; transactions and sessions in a window; transactions a second then.
     "activity": "5 300 100 10",
-    "resources": "",
+    "resources": "100 10 3",  # blocks a second; reads a second, or checkpoints; checkpoints
     "pooler": "5 100",  # connections of a pool or limit; transactions in five minutes
     "storage": "",
     "maintenance": "",
