@@ -114,7 +114,7 @@ def test_what_is_expected_stands_on_the_page_also_of_a_server_that_is_away(tmp_p
     at = {"standard": "REP-2", "objective": "streaming_standbys", "cluster": "orders"}
     assert page.value("pgvigil_objective", severity="ticket", **at) == 2
     assert page.value("pgvigil_objective", severity="page", **at) == 1
-    of_latency = {"objective": "latency_seconds", "severity": "page", "le": "0.1"}
+    of_latency = {"objective": "latency_seconds", "severity": "page", "limit": "0.1"}
     assert page.value("pgvigil_objective", **of_latency) == 0.1
     assert len(page.series("pgvigil_objective")) == len(standards.objectives())
     declared = [("role", "primary"), ("superuser", "postgres"), ("superuser", 'odd "name')]

@@ -82,7 +82,7 @@ def _expected(collector: Collector) -> Iterator[Family]:
     known = _expectations.get(collector)
     if known is None:
         told = [
-            (_pairs(*zip(keys, (*of[:3], _le(of)), strict=True)), of.value)
+            (_pairs(*zip(keys, (*of[:3], _limit(of)), strict=True)), of.value)
             for of in target.objectives
         ]
         names = [(_pairs(("kind", kind), ("name", name)), 1.0) for kind, name in target.declared]
@@ -95,7 +95,7 @@ def _expected(collector: Collector) -> Iterator[Family]:
     yield _family("pgvigil_maintenance", labels, [(b"", under_way)])
 
 
-def _le(objective: Objective) -> str:
+def _limit(objective: Objective) -> str:
     """The limit as histograms spell it, of one that they tell of; an empty label is none."""
     return bucket_limit(objective.value) if objective.name == LATENCY else ""
 

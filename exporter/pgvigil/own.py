@@ -101,9 +101,9 @@ EXPECTED = (
     Own(
         "pgvigil_objective",
         "gauge",
-        ("standard", "objective", "severity", "le"),
-        "The number that rules compare with, by standard, name and what follows; le is that of "
-        "the histograms, where it is a limit of theirs, and else empty.",
+        ("standard", "objective", "severity", "limit"),
+        "The number that rules compare with, by standard, name and what follows; limit is the le "
+        "of histograms, where it is one of theirs, and else empty.",
     ),
     Own(
         "pgvigil_declared",
