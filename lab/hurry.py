@@ -31,9 +31,11 @@ _EVERY = re.compile(r"\bevery: ?(\d+[smh])\b")
 
 
 def hurried(rules: Path, directory: Path) -> Path:
-    """Write a copy of a file of rules with `for`, ranges and offsets divided by FACTOR."""
+    """Write a copy of a file of rules, `for`, intervals, ranges and offsets divided by FACTOR."""
     content = yaml.safe_load(rules.read_text())
     for group in content["groups"]:
+        if "interval" in group:
+            group["interval"] = _shorter(group["interval"], FOR_FLOOR)
         for rule in group["rules"]:
             rule["expr"] = _expression(str(rule["expr"]))
             if "for" in rule:

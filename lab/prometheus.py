@@ -179,6 +179,11 @@ class Prometheus:
             if self.query(expression):
                 return
 
+    def rules(self) -> list[dict[str, Any]]:
+        """What Prometheus says of each rule: its name, health and last error."""
+        groups = json.loads(self._get("/api/v1/rules"))["data"]["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
     def alerts(self) -> list[dict[str, str]]:
         """The labels of each alert that fires."""
         found = json.loads(self._get("/api/v1/alerts"))["data"]["alerts"]

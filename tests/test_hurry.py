@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 RULES = """
 groups:
   - name: example
+    interval: 2m
     rules:
       - alert: Example
         expr: rate(a_total[5m]) > max_over_time(b[1h30m:5m] offset 1w) + c offset 2m30s > 300
@@ -29,7 +30,9 @@ def test_every_duration_of_a_rule_is_shorter_and_nothing_else(tmp_path: Path) ->
     (tmp_path / "rules.yml").write_text(RULES)
     (tmp_path / "copy").mkdir()
     copy = hurry.hurried(tmp_path / "rules.yml", tmp_path / "copy")
-    first, second, third = yaml.safe_load(copy.read_text())["groups"][0]["rules"]
+    (group,) = yaml.safe_load(copy.read_text())["groups"]
+    first, second, third = group["rules"]
+    assert group["interval"] == "2000ms"
     assert first["expr"] == (
         "rate(a_total[5000ms]) > max_over_time(b[90000ms:5000ms] offset 10080000ms)"
         " + c offset 2500ms > 300"
@@ -43,7 +46,10 @@ def test_every_duration_of_a_rule_is_shorter_and_nothing_else(tmp_path: Path) ->
 def test_no_rule_of_ours_keeps_a_duration_of_minutes(file: Path, tmp_path: Path) -> None:
     copy = hurry.hurried(file, tmp_path).read_text()
     long = r"\d(?!ms)[smhdwy]"
-    assert re.findall(rf"\[[^\]]*{long}[^\]]*\]|offset \d*{long}|for: \d*{long}", copy) == []
+    assert (
+        re.findall(rf"\[[^\]]*{long}[^\]]*\]|offset \d*{long}|(?:for|interval): \d*{long}", copy)
+        == []
+    )
 
 
 def test_objectives_that_one_waits_for_are_shorter_and_others_stay() -> None:
