@@ -175,9 +175,12 @@ class Alertmanager:
 
 
 def _delivered_to(url: str, configuration: dict[str, Any]) -> dict[str, Any]:
-    names: Sequence[str] = [receiver["name"] for receiver in configuration["receivers"]]
     hook = {"url": url, "send_resolved": True}
-    configuration["receivers"] = [{"name": name, "webhook_configs": [hook]} for name in names]
+    configuration["receivers"] = [
+        # Who is told nothing has a name only.
+        {"name": receiver["name"], **({"webhook_configs": [hook]} if len(receiver) > 1 else {})}
+        for receiver in configuration["receivers"]
+    ]
     routes = [configuration["route"]]
     for route in routes:  # the list grows while it is walked
         route.update(
