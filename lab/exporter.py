@@ -79,9 +79,17 @@ class Page:
 class Exporter:
     """A `pgvigil serve` on a free port of 127.0.0.1, started with nothing but what is given."""
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        """Start it and return when it listens; RuntimeError with its log when it ends instead."""
-        self.port = free_port()
+    def __init__(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        port: int | None = None,
+    ) -> None:
+        """Start it and return when it listens; RuntimeError with its log when it ends instead.
+
+        `port` is a free one when not told.
+        """
+        self.port = port or free_port()
         self._directory = tempfile.TemporaryDirectory(prefix="pgvigil-exporter-")
         self._log = Path(self._directory.name, "log")
         clean = {k: v for k, v in os.environ.items() if not k.startswith(_OWN_VARIABLES)}

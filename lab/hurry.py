@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import yaml
@@ -13,13 +13,16 @@ FACTOR = 60
 FOR_FLOOR = 1.0
 """Seconds; what must hold for some time holds for as long at least."""
 
+OBJECTIVE_FLOOR = 1.0
+"""Seconds."""
+
 RANGE_FLOOR = 4.0
 """Seconds; a range holds four scrapes at least, and they come every second."""
 
 EVERY_FLOOR = 2.0
 """Seconds; what runs in the background runs no more often."""
 
-PASSING = (30.0, 3600.0)
+PASSING = (30.0, 1800.0)
 """Seconds; an objective of as many is waited for, a shorter or a longer one is not."""
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31536000}
@@ -27,11 +30,16 @@ _STEP = re.compile(r"(\d+)(ms|[smhdwy])")
 _DURATION = r"(?:\d+(?:ms|[smhdwy]))+"
 _RANGE = re.compile(rf"\[\s*({_DURATION})\s*(:\s*)?({_DURATION})?\s*\]")
 _OFFSET = re.compile(rf"(\boffset\s+)({_DURATION})")
+_PAUSES = {"slow.py": ("REFRESH", "KEEP", "_RETRY", "_IDLE", "_HANDSHAKE"), "lane.py": ("QUIET",)}
+"""What the exporter waits for by itself: constants of its modules, in seconds."""
 _EVERY = re.compile(r"\bevery: ?(\d+[smh])\b")
 
 
-def hurried(rules: Path, directory: Path) -> Path:
-    """Write a copy of a file of rules, `for`, intervals, ranges and offsets divided by FACTOR."""
+def hurried(rules: Path, directory: Path, least: float = FOR_FLOOR) -> Path:
+    """Write a copy of a file of rules with `for`, intervals, ranges and offsets divided by FACTOR.
+
+    `least` is the shortest `for`, in seconds.
+    """
     content = yaml.safe_load(rules.read_text())
     for group in content["groups"]:
         if "interval" in group:
@@ -39,7 +47,7 @@ def hurried(rules: Path, directory: Path) -> Path:
         for rule in group["rules"]:
             rule["expr"] = _expression(str(rule["expr"]))
             if "for" in rule:
-                rule["for"] = _shorter(rule["for"], FOR_FLOOR)
+                rule["for"] = _shorter(rule["for"], least)
     copy = directory / rules.name
     copy.write_text(yaml.safe_dump(content))
     return copy
@@ -56,19 +64,26 @@ def objectives(
             for severity, value in by_severity.items():
                 if name.endswith("_seconds") and low <= value <= high:
                     of = shorter.setdefault(standard, {}).setdefault(name, {})
-                    of[severity] = max(FOR_FLOOR, value / FACTOR)
+                    of[severity] = max(OBJECTIVE_FLOOR, value / FACTOR)
     return shorter
 
 
 def package(source: Path, directory: Path) -> Path:
-    """Copy the exporter's package with every `every` of its catalogue divided by FACTOR.
+    """Copy the exporter's package with each `every` and each pause of minutes divided by FACTOR.
 
-    Returns the folder to import it from.
+    Returns the folder to import it from; raises ValueError when a pause is not where it was.
     """
     copy = directory / source.name
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (copy / "catalogue").glob("*.yml"):
         file.write_text(_EVERY.sub(_more_often, file.read_text()))
+    for module, names in _PAUSES.items():
+        text = (copy / module).read_text()
+        for name in names:
+            text, found = re.subn(rf"^{name} = ([\d.]+)$", _sooner(name), text, flags=re.M)
+            if found != 1:
+                raise ValueError(f"{module} has no number called {name}")
+        (copy / module).write_text(text)
     return directory
 
 
@@ -93,3 +108,7 @@ def _more_often(found: re.Match[str]) -> str:
     ((count, unit),) = _STEP.findall(found[1])
     seconds = max(EVERY_FLOOR, int(count) * _UNITS[unit] / FACTOR)
     return f"every: {round(seconds)}s"
+
+
+def _sooner(name: str) -> Callable[[re.Match[str]], str]:
+    return lambda found: f"{name} = {max(EVERY_FLOOR, float(found[1]) / FACTOR)}"

@@ -41,11 +41,12 @@ def main() -> int:
 
 def _played(major: int, faults: list[Fault]) -> dict[str, Result]:
     """What was seen of each fault that can be played on a major version."""
-    played = {}
-    with Stage(major) as stage:
-        stage.settle()
-        for fault in faults:
-            if fault.since <= major < fault.until:
+    played: dict[str, Result] = {}
+    fitting = [fault for fault in faults if fault.since <= major < fault.until]
+    for scene in dict.fromkeys(fault.scene for fault in fitting):
+        with Stage(major, scene) as stage:
+            stage.settle()
+            for fault in (fault for fault in fitting if fault.scene == scene):
                 begun = time.monotonic()
                 played[fault.name] = result = play(fault, stage)
                 took = time.monotonic() - begun

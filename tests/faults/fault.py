@@ -5,7 +5,10 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+import psycopg
+
 from lab.alertmanager import Notice
+from lab.postgres import ServerError
 from tests.faults.stage import Stage
 
 Labels = tuple[tuple[str, str], ...]
@@ -44,9 +47,11 @@ class Fault:
     alerts: tuple[Alert, ...] = ()
     findings: Collection[str] = ()
     also: Collection[str] = ()
-    """Alerts that may come with it, because the fault is what they tell of, too."""
-    also_found: Collection[str] = ()
-    """Findings that may."""
+    """Alerts and findings that may come with it, because the fault is what they tell of, too."""
+    lingers: Collection[str] = ()
+    """Alerts and findings that go on for minutes after it and are not waited for."""
+    scene: str = "pair"
+    """Where it takes place, of SCENES."""
     since: int = 13
     until: int = 99
     """The major versions on which it can be played, half-open."""
@@ -88,6 +93,7 @@ def play(fault: Fault, stage: Stage) -> Result:
     # What the fault before has left is not this one's.
     before = stage.held()
     found_before = stage.findings()
+    left = before | found_before | set(fault.lingers)
     begun = time.monotonic()
     came: dict[Alert | str, float] = {}
     found: set[str] = set()
@@ -97,17 +103,17 @@ def play(fault: Fault, stage: Stage) -> Result:
             _wait_for_all(fault, stage, begun, came, found)
         mended = time.monotonic()
         for expected, at in came.items():
-            went = _wait_until_gone(expected, fault, stage, mended)
+            went = _wait_until_gone(expected, fault, stage, at)
             result.told[expected] = Told(max(0.0, at - made), max(0.0, went - mended))
         stage.wait(
-            lambda: not stage.held() - before and not stage.findings() - found_before,
-            lambda: f"still there: {sorted((stage.held() | stage.findings()) - before)}",
+            lambda: not (stage.held() | stage.findings()) - left,
+            lambda: f"still there: {sorted((stage.held() | stage.findings()) - left)}",
         )
-    except TimeoutError as error:
-        result.broken.append(str(error))
-    strangers = found - found_before - {*fault.findings, *fault.also_found}
+    except (TimeoutError, RuntimeError, ServerError, psycopg.Error) as error:
+        result.broken.append(str(error).strip())
+    strangers = found - found_before - {*fault.findings, *fault.also}
     result.broken += [f"found too: {stranger}" for stranger in sorted(strangers)]
-    result.broken += _bystanders(fault, stage, begun)
+    result.broken += _bystanders(fault, stage, begun, before)
     return result
 
 
@@ -138,7 +144,7 @@ def _wait_for_all(
     stage.wait(all_came, missing)
 
 
-def _wait_until_gone(expected: Alert | str, fault: Fault, stage: Stage, mended: float) -> float:
+def _wait_until_gone(expected: Alert | str, fault: Fault, stage: Stage, came: float) -> float:
     """When it was told that it is over, or was seen to be.
 
     A ticket that ends while its page still fires is held back, and nobody is told of its end.
@@ -154,28 +160,33 @@ def _wait_until_gone(expected: Alert | str, fault: Fault, stage: Stage, mended: 
     def gone() -> bool:
         if quiet and expected.name not in stage.held():
             return True
-        return bool(_ends(expected, stage, mended))
+        return bool(_ends(expected, stage, came))
 
     seen = stage.wait(gone, lambda: f"never resolved: {named(expected)}")
-    return min([seen, *_ends(expected, stage, mended)])
+    return min([seen, *_ends(expected, stage, came)])
 
 
-def _ends(expected: Alert, stage: Stage, mended: float) -> list[float]:
+def _ends(expected: Alert, stage: Stage, came: float) -> list[float]:
     return [
         notice.at
-        for notice in stage.arrived(mended)
+        for notice in stage.arrived(came)
         if notice.status == "resolved" and expected.fits(notice)
     ]
 
 
-def _bystanders(fault: Fault, stage: Stage, begun: float) -> list[str]:
+def _bystanders(fault: Fault, stage: Stage, begun: float, before: Collection[str]) -> list[str]:
     """What came that nobody has said may come."""
     known = {(alert.name, alert.severity) for alert in fault.alerts}
     strangers = {
-        f"{notice.name}/{notice.labels.get('severity')} of {notice.labels.get('instance', '?')}"
+        f"{notice.name}, {_told_apart(notice)}"
         for notice in stage.arrived(begun)
         if notice.status == "firing"
-        and notice.name not in fault.also
+        and notice.name not in {*fault.also, *before}
         and (notice.name, notice.labels.get("severity")) not in known
     }
     return [f"came too: {stranger}" for stranger in sorted(strangers)]
+
+
+def _told_apart(notice: Notice) -> str:
+    same = ("alertname", "alert_type", "area", "job", "standard")
+    return " ".join(value for label, value in notice.labels.items() if label not in same)

@@ -1,12 +1,14 @@
 """A pair of servers with all that watches it, from the exporter to who would be woken."""
 
 import contextlib
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import psycopg
 import yaml
@@ -22,7 +24,7 @@ from lab.prometheus import Prometheus
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "rules"
-ROUTES = Path(__file__).parent / "alertmanager.yml"
+ROUTES = ROOT / "alertmanager" / "alertmanager.yml"
 
 DATABASE = "shop"
 """Where the load is, and where faults take place."""
@@ -31,6 +33,7 @@ CONNECTIONS = 40
 
 SETTINGS: Mapping[str, Setting] = {
     # What a server of somebody who cares has, so that only faults are found fault with.
+    "archive_timeout": 2,
     "autovacuum_naptime": 1,
     "fsync": True,
     "log_min_duration_statement": 1000,
@@ -40,6 +43,38 @@ SETTINGS: Mapping[str, Setting] = {
 }
 
 HBA = ("host all client 127.0.0.1/32 trust", *DEFAULT_HBA)
+
+Objectives = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+OTHERS: Objectives = {
+    # A lab would take hours to come near what is default.
+    "MNT-4": {"horizon_xids": {"ticket": 10_000}},
+    # Here the exporter asks sixty times as often, of a server with next to nothing to do.
+    "OPS-3": {"time_ratio": {"ticket": 1000}},
+}
+"""Numbers that no lab can be held to, and others in their place."""
+
+
+class Scene(NamedTuple):
+    """What is different about a pair."""
+
+    settings: Mapping[str, Setting]
+    objectives: Objectives
+
+
+SCENES: Mapping[str, Scene] = {
+    "pair": Scene({}, {}),
+    "synchronous": Scene(
+        {"synchronous_standby_names": "*"}, {"REP-2": {"streaming_standbys": {"ticket": 1}}}
+    ),
+    "failover": Scene({}, {"REP-2": {"streaming_standbys": {"page": 1}}}),
+    "aged": Scene({"autovacuum_freeze_max_age": 100_000}, {}),
+}
+"""Faults of one scene leave nothing behind that concerns the others."""
+
+LEAST = 5.0
+"""Seconds that each `for` lasts at least, so that a machine too busy to answer twice is none that
+is away."""
 
 SETTLED = 15.0
 """Seconds until windows are full and what runs in the background has run."""
@@ -77,8 +112,9 @@ class Stage:
     are called `primary` and `standby`, and so are their instances.
     """
 
-    def __init__(self, major: int, rules: Path = RULES) -> None:
-        """`rules` is the folder of those that are run."""
+    def __init__(self, major: int, scene: str = "pair", rules: Path = RULES) -> None:
+        """`scene` is one of SCENES, `rules` the folder of those that are run."""
+        self.scene = SCENES[scene]
         self.major = major
         self.patience = 120.0
         """Seconds for an alert to come, and again to go."""
@@ -102,8 +138,8 @@ class Stage:
         self.primary = Server(
             self.major,
             binaries=find(self.major),
-            settings=SETTINGS,
-            initdb_options=["--data-checksums"],
+            settings={**SETTINGS, **self.scene.settings},
+            initdb_options=["--data-checksums", "--wal-segsize=1"],
         )
         self._stack.callback(self.primary.destroy)
         self.archive = basebackup.archive(self.primary)
@@ -119,26 +155,37 @@ class Stage:
             "create table orders (id bigint generated always as identity primary key, note text)"
         )
         # Faults take place here, so that the load is not in their way nor they in its.
-        self.execute("create table parked (id bigint primary key)")
+        self.execute("create table parked (id bigint primary key); analyze parked")
+        self.execute("create table churned as select 1 as id; analyze churned, orders")
         self.primary.execute("create role client login")
+        self.primary.execute(_printed("grants", "--record"))
+        for place in ("here", "elsewhere"):
+            self.record("backup", place=place)
+        for kind in ("restore_verification", "failover_drill", "integrity_check"):
+            self.record(kind)
+        self.record("attestation", place="encryption-at-rest")
+        for database in ("postgres", DATABASE):
+            # Until PostgreSQL 15 it is so by default.
+            self.primary.execute(
+                "revoke create on schema public from public; analyze", database=database
+            )
         load = Load(self.primary.conninfo(dbname=DATABASE))
         self._stack.callback(load.stop)
         self._watch()
 
     def _archive_command(self) -> str:
-        """It refuses or hangs for as long as a file says so."""
+        """It refuses or hangs for as long as a file says so, and keeps what it was given last."""
         waits = f"while test -e {self.hang}; do sleep 0.2; done"
-        return f"{waits}; test ! -e {self.refusal} && cp %p {self.archive}/%f"
+        return f"{waits}; test ! -e {self.refusal} && cp %p {self.archive}/newest"
 
     def _watch(self) -> None:
         enter = self._stack.enter_context
-        where = hurry.package(ROOT / "exporter" / "pgvigil", self.directory / "exporter")
-        configuration = self.directory / "pgvigil.yml"
-        configuration.touch(0o600)
-        configuration.write_text(yaml.safe_dump(self.configuration()))
-        self.exporter = enter(
-            Exporter("--config", str(configuration), environment={"PYTHONPATH": str(where)})
-        )
+        self._package = hurry.package(ROOT / "exporter" / "pgvigil", self.directory / "exporter")
+        self._configuration = self.directory / "pgvigil.yml"
+        self._configuration.touch(0o600)
+        self._configuration.write_text(yaml.safe_dump(self.configuration()))
+        self.exporter = self._exporter()
+        self._stack.callback(lambda: self.exporter.stop())
         mailer = alertmanager.installed()
         program = prometheus.installed()
         if mailer is None or program is None:
@@ -150,11 +197,34 @@ class Stage:
             Prometheus(
                 program,
                 [{"job_name": "postgresql", "http_sd_configs": [self._discovery()]}],
-                [hurry.hurried(file, copies) for file in self._rules],
+                [hurry.hurried(file, copies, LEAST) for file in self._rules],
                 alertmanager=self.alertmanager.port,
             )
         )
         self.prometheus.wait_until("count(pg_up == 1) == 2")
+
+    def _exporter(self, port: int | None = None) -> Exporter:
+        environment = {"PYTHONPATH": str(self._package)}
+        return Exporter("--config", str(self._configuration), environment=environment, port=port)
+
+    def start_exporter_anew(self) -> None:
+        """Start another where the first one was."""
+        self.exporter = self._exporter(self.exporter.port)
+
+    def record(
+        self,
+        kind: str,
+        age: str = "1 minute",
+        ok: bool = True,
+        lasted: str = "5 minutes",
+        place: str = "here",
+    ) -> None:
+        """Write down what a job has done some time ago."""
+        self.primary.execute(
+            "insert into pgvigil.record (kind, place, started, ended, ok) values (%s, %s,"
+            " now() - %s::interval - %s::interval, now() - %s::interval, %s)",
+            [kind, place, age, lasted, age, ok],
+        )
 
     def settle(self) -> None:
         """Return when all has run for a while and nothing is told of it."""
@@ -172,7 +242,11 @@ class Stage:
         ours: dict[str, dict[str, dict[str, float]]] = {}
         for standard, name, severity, value in standards.objectives():
             ours.setdefault(standard, {}).setdefault(name, {})[severity] = value
-        shorter = hurry.objectives(ours)
+        numbers = hurry.objectives(ours)
+        for given in (OTHERS, self.scene.objectives):
+            for standard, names in given.items():
+                for name, by_severity in names.items():
+                    numbers.setdefault(standard, {}).setdefault(name, {}).update(by_severity)
         return {
             "targets": {
                 name: {
@@ -181,7 +255,7 @@ class Stage:
                         "port": server.port,
                         **PGVIGIL.login,
                     },
-                    "objectives": shorter,
+                    "objectives": numbers,
                 }
                 for name, server in (("primary", self.primary), ("standby", self.standby))
             }
@@ -222,3 +296,9 @@ class Stage:
                 raise TimeoutError(what())
             time.sleep(0.1)
         return time.monotonic()
+
+
+def _printed(*command: str) -> str:
+    """What our program prints."""
+    words = [sys.executable, "-m", "pgvigil", *command]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout

@@ -1,5 +1,12 @@
 """All faults, by the area of the rules that tell of them."""
 
-from tests.faults.matrix import activity, maintenance, replication
+from tests.faults.matrix import activity, availability, backup, maintenance, replication, security
 
-FAULTS = (*activity.FAULTS, *replication.FAULTS, *maintenance.FAULTS)
+FAULTS = (
+    *activity.FAULTS,
+    *replication.FAULTS,
+    *maintenance.FAULTS,
+    *backup.FAULTS,
+    *availability.FAULTS,
+    *security.FAULTS,
+)

@@ -70,6 +70,41 @@ def _sessions(stage: Stage, count: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _limited(stage: Stage, what: str) -> Iterator[None]:
+    """Something has a limit of its own, which is nearly reached."""
+    stage.execute(f"alter {what} connection limit 10")
+    with _sessions(stage, 9):
+        yield
+    stage.execute(f"alter {what} connection limit -1")
+
+
+@contextlib.contextmanager
+def _table_locked(stage: Stage) -> Iterator[None]:
+    with stage.session() as holder, stage.session() as reader:
+        holder.execute("lock table parked in access exclusive mode")
+        reader.autocommit = True
+        reader.pgconn.send_query(b"select count(*) from parked")
+        yield
+        reader.cancel_safe()
+
+
+@contextlib.contextmanager
+def _many_locks(stage: Stage, share: float) -> Iterator[None]:
+    ((room,),) = stage.execute(
+        "select current_setting('max_locks_per_transaction')::int"
+        " * (current_setting('max_connections')::int"
+        " + current_setting('max_prepared_transactions')::int)"
+    )
+    with stage.session() as session:
+        session.autocommit = True
+        session.execute(
+            "select count(pg_advisory_lock(n)) from generate_series(1, %s) as n",
+            [int(room * share)],
+        )
+        yield
+
+
+@contextlib.contextmanager
 def _deadlocks(stage: Stage) -> Iterator[None]:
     for _ in range(8):
         with stage.session() as first, stage.session() as second:
@@ -132,7 +167,7 @@ FAULTS = (
     ),
     Fault(
         "a program opens more connections than it needs",
-        partial(_sessions, count=int(0.85 * CONNECTIONS)),
+        partial(_sessions, count=int(0.72 * CONNECTIONS)),
         (Alert("ConnectionsNearLimit", "ticket", "primary"),),
     ),
     Fault(
@@ -141,6 +176,33 @@ FAULTS = (
         (Alert("ConnectionsNearLimit", "page", "primary"),),
         # Its ticket is held back while it fires.
         also=("ConnectionsNearLimit",),
+    ),
+    Fault(
+        "a database has taken nearly all connections of its own limit",
+        partial(_limited, what=f"database {DATABASE}"),
+        (Alert("DatabaseConnectionsNearLimit", "ticket", "primary", (("datname", DATABASE),)),),
+    ),
+    Fault(
+        "a role has taken nearly all connections of its own limit",
+        partial(_limited, what="role client"),
+        (Alert("RoleConnectionsNearLimit", "ticket", "primary", (("rolname", "client"),)),),
+    ),
+    Fault(
+        "somebody locks a table that others read",
+        _table_locked,
+        (Alert("ExclusiveLock", "ticket", "primary"),),
+        also=("LockWait", "IdleInTransaction", "LongQuery"),
+    ),
+    Fault(
+        "a program takes many locks",
+        partial(_many_locks, share=0.8),
+        (Alert("LockTableNearLimit", "ticket", "primary"),),
+    ),
+    Fault(
+        "a program takes nearly all locks that there are",
+        partial(_many_locks, share=1.05),
+        (Alert("LockTableNearLimit", "page", "primary"),),
+        also=("LockTableNearLimit",),
     ),
     Fault(
         "two programs take the same locks in another order",

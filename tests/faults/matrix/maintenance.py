@@ -22,6 +22,63 @@ def _restart_pending(stage: Stage) -> Iterator[None]:
     stage.primary.set({"max_worker_processes": 8})
 
 
+@contextlib.contextmanager
+def _files_wrong(stage: Stage) -> Iterator[None]:
+    file = stage.primary.data / "lab.conf"
+    good = file.read_text()
+    file.write_text(f"{good}work_mem = lots\n")
+    yield
+    file.write_text(good)
+
+
+@contextlib.contextmanager
+def _autovacuum_off(stage: Stage) -> Iterator[None]:
+    """And a table's rows die."""
+    stage.primary.set({"autovacuum": False})
+    stage.execute(
+        "create table dying as select n from generate_series(1, 3000) as n;"
+        "update dying set n = n + 1; analyze dying"
+    )
+    yield
+    stage.primary.set({"autovacuum": True})
+    stage.execute("drop table dying")
+
+
+@contextlib.contextmanager
+def _held_back(stage: Stage) -> Iterator[None]:
+    """A transaction that was prepared keeps vacuum from all that dies after it."""
+    with _prepared(stage):
+        _burn(stage, 30_000)
+        yield
+    stage.execute("vacuum")
+
+
+@contextlib.contextmanager
+def _aged(stage: Stage) -> Iterator[None]:
+    """No vacuum can freeze what a prepared transaction may still see."""
+    with _prepared(stage):
+        stage.execute("select pg_create_logical_replication_slot('forgotten', 'test_decoding')")
+        _burn(stage, 180_000)
+        yield
+        stage.execute("select pg_drop_replication_slot('forgotten')")
+    for (name,) in stage.primary.execute("select datname from pg_database where datallowconn"):
+        stage.primary.execute("vacuum freeze", database=name)
+    stage.primary.execute("alter database template0 allow_connections true")
+    stage.primary.execute("vacuum freeze", database="template0")
+    stage.primary.execute("alter database template0 allow_connections false")
+
+
+def _burn(stage: Stage, transactions: int) -> None:
+    """Use up transaction ids: a subtransaction that writes takes one."""
+    stage.execute("create table if not exists burnt (id int)")
+    for _ in range(transactions // 10_000):
+        stage.execute(
+            "do $$ begin for n in 1..10000 loop"
+            " begin insert into burnt values (n); exception when others then null; end;"
+            " end loop; end $$; truncate burnt"
+        )
+
+
 FAULTS = (
     Fault(
         "a prepared transaction is forgotten",
@@ -32,5 +89,35 @@ FAULTS = (
         "a setting waits for a restart",
         _restart_pending,
         findings=("PendingRestart",),
+    ),
+    Fault(
+        "a configuration file has a value that is none",
+        _files_wrong,
+        (Alert("ConfigurationFilesWrong", "ticket", "primary"),),
+    ),
+    Fault(
+        "somebody turns autovacuum off and forgets it",
+        _autovacuum_off,
+        (
+            Alert("AutovacuumOff", "ticket", "primary"),
+            Alert("AutovacuumBehind", "ticket", "primary"),
+        ),
+        also=("StatisticsStale", "NeverAnalyzed"),
+    ),
+    Fault(
+        "a prepared transaction holds back vacuum while many others end",
+        _held_back,
+        (Alert("VacuumHeldBack", "ticket", "primary"),),
+        also=("PreparedTransactionOld",),
+    ),
+    Fault(
+        "transaction ids grow old, for nothing can be frozen",
+        _aged,
+        (
+            Alert("TransactionIdWraparound", "ticket", "primary"),
+            Alert("SlotHoldsVacuum", "ticket", "primary"),
+        ),
+        also=("PreparedTransactionOld", "VacuumHeldBack", "TransactionIdsRunOut", "SlotInactive"),
+        scene="aged",
     ),
 )
