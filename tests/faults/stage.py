@@ -47,6 +47,8 @@ HBA = ("host all client 127.0.0.1/32 trust", *DEFAULT_HBA)
 Objectives = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 OTHERS: Objectives = {
+    # A second is a minute here, and a machine that does all this at once archives late.
+    "BAK-6": {"recoverable_age_seconds": {"ticket": 120, "page": 120}},
     # A lab would take hours to come near what is default.
     "MNT-4": {"horizon_xids": {"ticket": 10_000}},
     # Here the exporter asks sixty times as often, of a server with next to nothing to do.

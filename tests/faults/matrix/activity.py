@@ -150,6 +150,7 @@ FAULTS = (
         "a query does not end",
         _long_query,
         (Alert("LongQuery", "ticket", "primary"),),
+        also=("SessionsFail",),  # it is mended by ending the session
     ),
     Fault(
         "a transaction of many short statements does not end",
