@@ -117,8 +117,8 @@ def test_on_aurora_only_what_its_functions_give_is_lost(in_recovery: bool) -> No
         if loss.reason is Reason.PROVIDER and loss.query.area in areas
     }
     both = {
-        *("availability.checkpoint", "backup.archive_status", "replication.positions"),
-        *("replication.sender_lags", "resources.wal_directory"),
+        *("availability.checkpoint", "backup.archive_status", "backup.recoverable"),
+        *("replication.positions", "replication.sender_lags", "resources.wal_directory"),
     }
     standby = {
         *("availability.recovery", "replication.receiver", "replication.receiver_status"),
