@@ -41,6 +41,8 @@ class HAProxy:
             self._process = subprocess.Popen(
                 [program, "-db", "-f", configuration],
                 stdin=subprocess.DEVNULL,
+                # HAProxy goes back to where it began, and its account may not enter every checkout.
+                cwd=self._directory.name,
                 stdout=log,
                 stderr=log,
                 user=user,
