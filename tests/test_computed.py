@@ -233,8 +233,8 @@ def read_buckets(
     columns = [
         [None if v is None else str(v).encode() for v in c] for c in zip(*lines, strict=True)
     ]
-    columns += [[text.encode()] * len(lines) for text in ("1", edges)]
-    names = ("datname", "bucket", "counts", "total", "started", "edges")
+    columns += [[edges.encode()] * len(lines)]
+    names = ("datname", "bucket", "counts", "total", "edges")
     sheet = layout.sheet()
     assert isinstance(sheet, ComputedSheet)
     sheet.add(rows(*(Column(n, TEXT, c) for n, c in zip(names, columns, strict=True))))
@@ -271,6 +271,16 @@ def test_buckets_that_are_over_are_counted_once_and_those_before_the_first_read_
     assert found[bucket, at] == 3 + 4 * 20 // 40
     assert found["pg_statement_executor_seconds_bucket_lower_total", at] == 3
     assert found["pg_statement_executor_seconds_bucket_upper_total", at] == 7
+
+
+def test_a_read_of_buckets_that_breaks_off_counts_nothing_twice() -> None:
+    layout = laid_out("queries.statement_latency")
+    read_buckets(layout, ("app", 60.0, "{9,9,9,9}", 5000.0))
+    new = ("app", 120.0, "{1,2,4,3}", 1000.0)
+    with pytest.raises(QueryFailed):
+        read_buckets(layout, new, ("shop", 120.0, "{1,x}", 1.0))
+    found = read_buckets(layout, new)
+    assert found["pg_statement_executor_seconds_count", labels(datname="app")] == 10
 
 
 def test_a_bucket_that_is_no_numbers_or_has_too_many_places_fails_the_query_alone() -> None:

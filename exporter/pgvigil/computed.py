@@ -150,7 +150,7 @@ class ExecutorTime(Computed):
     server = ("started", "reset_time", "control")
     monitored = ("datname", "bucket", "counts", "total")
     """Of the other source: when a bucket began, and its calls by the place of their edges."""
-    monitor = ("started", "edges")
+    monitor = ("edges",)
     lists = "le"
 
     def __init__(
@@ -173,6 +173,8 @@ class ExecutorTime(Computed):
         self._counted: float | None = None
         """When the last bucket began that was counted, by the server's clock."""
         self._newest = 0.0
+        self._over: list[tuple[str, list[int], float]] = []
+        """Of each bucket that this run has found to be over: where, its calls, milliseconds."""
         self._divide(self.limits)
 
     def _divide(self, limits: Sequence[float]) -> None:
@@ -200,9 +202,8 @@ class ExecutorTime(Computed):
         if self._begun is not None and self._every:
             self.missed += max(0, round((now - self._begun) / self._every) - 1)
         self._begun = now
-        started = row[0] or b""
         if self._monitored:
-            edges = row[1] or b""
+            edges = row[0] or b""
             if edges != self._edges:
                 self._edges = edges
                 self._between = [
@@ -211,10 +212,10 @@ class ExecutorTime(Computed):
                 ]
                 own = {round(high / 1000, 9) for _, high in self._between if high < inf}
                 self._divide(sorted({*self.limits, *own}))
-            self._newest = self._counted or 0.0
+            self._newest, self._over = self._counted or 0.0, []
             return
-        _, reset, control = row
-        self.statements.begin(started, reset or b"")
+        started, reset, control = row
+        self.statements.begin(started or b"", reset or b"")
         if control and len(self.control) < _CONTROLS:
             self.control.update(control.strip(b"{}").split(b","))
 
@@ -263,15 +264,22 @@ class ExecutorTime(Computed):
         self._newest = max(self._newest, bucket)
         if self._counted is None or bucket <= self._counted:
             return  # history, or known
-        histogram = self.statements.histograms.setdefault(where, Histogram(self.statements.limits))
-        for (low, high), count in zip(self._between, calls, strict=False):
-            histogram.put(low, high, count)
-        histogram.total += milliseconds
+        self._over.append((where, calls, milliseconds))
+
+    def _count(self) -> None:
+        """Count the buckets that are over; at the run's end, as what breaks off is read anew."""
+        histograms = self.statements.histograms
+        for where, calls, milliseconds in self._over:
+            histogram = histograms.setdefault(where, Histogram(self.statements.limits))
+            for (low, high), count in zip(self._between, calls, strict=False):
+                histogram.put(low, high, count)
+            histogram.total += milliseconds
+        self._counted, self._over = self._newest, []
 
     def end(self, *, whole: bool) -> None:
         """All entries were taken; what belongs to a database that is gone goes."""
         if self._monitored:
-            self._counted = self._newest
+            self._count()
         else:
             self.statements.end(whole=whole)
         histograms = self.statements.histograms
