@@ -43,8 +43,7 @@ class Line:
     def __init__(self, upstream_host: str, upstream_port: int) -> None:
         """Carry each client to upstream over a connection of its own, from `with` on."""
         self.port = free_port()
-        self.sent = 0
-        """How many bytes of upstream's the clients have been handed."""
+        self._sent = 0
         self._upstream = upstream_host, upstream_port
         self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
@@ -71,6 +70,12 @@ class Line:
         self._thread.join()
         for each in (self._selector, self._wake, self._woken):
             each.close()
+
+    @property
+    def sent(self) -> int:
+        """How many bytes of upstream's the clients have been handed."""
+        with self._lock:  # a client may have them before they are counted
+            return self._sent
 
     @property
     def connections(self) -> int:
@@ -201,7 +206,7 @@ class Line:
                 raise
             sent = len(end.waiting)  # the server is gone, and its client must not know
         end.waiting = end.waiting[sent:]
-        self.sent += sent * (end in self._clients)
+        self._sent += sent * (end in self._clients)
 
     def _wait_for(self, *ends: _End) -> None:
         for end in ends:
