@@ -37,6 +37,8 @@ LIMIT = 100.0
 PICTURE = Path(__file__).parent / "results" / "latency.png"
 
 _NAME = "pg_statement_executor_seconds"
+_LOWER = "pg_statement_executor_lower_seconds_bucket"
+_UPPER = "pg_statement_executor_upper_seconds_bucket"
 _LOAD = "load"
 _HBA = ("host all all 127.0.0.1/32 trust", "host replication postgres 127.0.0.1/32 trust")
 _QUERY = "queries.statement_latency"
@@ -256,7 +258,7 @@ def _server(major: int) -> Iterator[Server]:
     settings: Mapping[str, str | int | bool] = {
         **LOG_SETTINGS,
         "autovacuum": False,
-        "max_connections": 150,
+        "max_connections": 300,
         "max_wal_size": "4GB",
         # Commits shall wait for the standby in one database alone.
         "synchronous_standby_names": "*",
@@ -418,21 +420,21 @@ def _judged(course: _Course, database: str) -> list[Verdict]:
 
 def _told(database: str, before: Page, after: Page) -> Told:
     def gained(name: str) -> dict[str, float]:
-        later = after.series(f"{_NAME}{name}", datname=database)
-        sooner = before.series(f"{_NAME}{name}", datname=database)
+        later = after.series(name, datname=database)
+        sooner = before.series(name, datname=database)
         return {
             dict(labels).get("le", ""): value - sooner.get(labels, 0.0)
             for labels, value in later.items()
         }
 
-    estimate = gained("_bucket")
+    estimate = gained(f"{_NAME}_bucket")
     limits = sorted(float(le) for le in estimate if le != "+Inf")
-    lower = {float(le): value for le, value in gained("_bucket_lower_total").items()}
-    upper = {float(le): value for le, value in gained("_bucket_upper_total").items()}
+    lower = {float(le): value for le, value in gained(_LOWER).items() if le != "+Inf"}
+    upper = {float(le): value for le, value in gained(_UPPER).items() if le != "+Inf"}
     guess = {float(le): value for le, value in estimate.items()}
     return Told(
         [round(limit * 1000, 6) for limit in limits],
-        gained("_count")[""],
+        gained(f"{_NAME}_count")[""],
         [guess[limit] for limit in limits],
         [lower[limit] for limit in limits],
         [upper[limit] for limit in limits],

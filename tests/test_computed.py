@@ -100,7 +100,7 @@ def test_a_database_has_a_histogram_from_its_first_read_on() -> None:
     assert buckets["0.01"] == 0
     assert buckets["0.025"] == buckets["0.1"] == buckets["1.0"] == buckets["+Inf"] == 1
     for bound in ("lower", "upper"):
-        key = f"{name}_bucket_{bound}_total", labels(datname="app", le="0.025")
+        key = f"pg_statement_executor_{bound}_seconds_bucket", labels(datname="app", le="0.025")
         assert second[key] == 1
 
 
@@ -269,8 +269,8 @@ def test_buckets_that_are_over_are_counted_once_and_those_before_the_first_read_
     # Between two edges the share is a guess, and its bounds are the edges'.
     at = labels(le="0.1", **app)
     assert found[bucket, at] == 3 + 4 * 20 // 40
-    assert found["pg_statement_executor_seconds_bucket_lower_total", at] == 3
-    assert found["pg_statement_executor_seconds_bucket_upper_total", at] == 7
+    assert found["pg_statement_executor_lower_seconds_bucket", at] == 3
+    assert found["pg_statement_executor_upper_seconds_bucket", at] == 7
 
 
 def test_a_read_of_buckets_that_breaks_off_counts_nothing_twice() -> None:

@@ -28,6 +28,9 @@ OTHER = b"other"
 _CONTROLS = 10_000
 """How many statements are known as transaction control at most."""
 
+_BUCKETS = {"estimate": "buckets", "lower": "lower", "upper": "upper"}
+"""What a histogram of executor time counts, by the word of the catalogue."""
+
 _Samples = Iterable[tuple[str, tuple[bytes, ...], float]]
 """Of one metric: what its name goes on with, the values of its labels, and the value."""
 
@@ -181,7 +184,7 @@ class ExecutorTime(Computed):
         """Count by these limits from now on."""
         self.spelled = [bucket_limit(limit).encode() for limit in limits]
         self.statements = Statements(limit * 1000 for limit in limits)
-        each = 3 * len(limits) + len(self.metrics) + 2
+        each = len(_BUCKETS) * (len(limits) + 3) + len(self.metrics) - len(_BUCKETS)
         self.room = max(1, self._room // each - 1)
         """Databases that have a histogram of their own."""
 
@@ -296,16 +299,15 @@ class ExecutorTime(Computed):
             yield from self._of(column, name.encode(), histogram)
 
     def _of(self, column: str, name: bytes, histogram: Histogram) -> _Samples:
-        if column == "estimate":
-            for limit, count in zip(self.spelled, histogram.buckets, strict=True):
+        if column in _BUCKETS:
+            for limit, count in zip(
+                self.spelled, getattr(histogram, _BUCKETS[column]), strict=True
+            ):
                 # OpenMetrics knows no parts of a call.
                 yield "_bucket", (name, limit), round(count)
             yield "_bucket", (name, b"+Inf"), histogram.calls
             yield "_sum", (name,), histogram.total / 1000
             yield "_count", (name,), histogram.calls
-        elif column in ("lower", "upper"):
-            for limit, bound in zip(self.spelled, getattr(histogram, column), strict=True):
-                yield "", (name, limit), bound
         else:
             yield "", (name,), self.missed if column == "missed" else getattr(histogram, column)
 

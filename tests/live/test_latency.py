@@ -80,8 +80,8 @@ def test_counts_and_sums_are_the_servers_own_and_the_truth_lies_between(app: Ser
             (after[1] - before[1]) / 1000
         )
         at = {"datname": "app", "le": "0.1"}
-        lower = page.value(f"{NAME}_bucket_lower_total", **at)
-        upper = page.value(f"{NAME}_bucket_upper_total", **at)
+        lower = page.value("pg_statement_executor_lower_seconds_bucket", **at)
+        upper = page.value("pg_statement_executor_upper_seconds_bucket", **at)
         assert lower <= 60 <= upper
         assert lower <= page.value(f"{NAME}_bucket", **at) <= upper
         # Nothing of ours is in it.

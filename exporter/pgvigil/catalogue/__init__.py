@@ -34,9 +34,8 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 COMPUTES: Mapping[str, Mapping[str, str]] = {
     "executor_time": {
-        "estimate": "histogram",
-        **dict.fromkeys(("lower", "upper", "undecided", "unresolved"), "counter"),
-        **dict.fromkeys(("recreated", "evicted", "missed"), "counter"),
+        **dict.fromkeys(("estimate", "lower", "upper"), "histogram"),
+        **dict.fromkeys(("undecided", "unresolved", "recreated", "evicted", "missed"), "counter"),
     },
     "running_statements": {"now": "gauge", "seen": "counter"},
     "logged_statements": {"took": "histogram", "skipped": "counter"},
