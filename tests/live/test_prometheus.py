@@ -107,8 +107,12 @@ def test_promtool_has_no_complaint_about_the_page(fresh_server: Start) -> None:
     required(program, "promtool")
     server = fresh_server(18)
     with Exporter(environment={"PGVIGIL_DSN": server.conninfo(**PGVIGIL.login)}) as exporter:
-        for _ in range(2):
-            body = exporter.scrape().body
+        # What is read in the background comes later, histograms among it.
+        end = time.monotonic() + 60
+        while not (page := exporter.scrape()).series("pg_statement_executor_seconds_count"):
+            assert time.monotonic() < end, page.body
+            time.sleep(0.2)
+        body = page.body
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=body, capture_output=True, text=True, timeout=60
     )
