@@ -17,8 +17,9 @@ setup: .venv/dev ## install pgvigil and the tools for working on it
 demo: .venv/demo ## a real PostgreSQL under load and the exporter beside it (ARGS="--for 30s")
 	@$(BIN)/python -m demo $(ARGS)
 
+# Tests wait more than they compute; a file's stay together, as they share its servers.
 test: .venv/dev .venv/demo ## all tests, with real servers of every version (ARGS="-k name")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 next: .venv/dev ## what the next PostgreSQL breaks, on Debian with apt; not a part of test
 	@$(BIN)/python -m lab.next $(ARGS)

@@ -1,12 +1,16 @@
 """Gives tests real PostgreSQL servers, started when the first test asks for them."""
 
+import contextlib
+import ctypes
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from types import FrameType
+from typing import Any, TypeVar
 
 import pytest
 
+from lab import processes
 from lab.binaries import UnavailableError, allowed_sources
 from lab.cluster import Cluster, prepare
 from lab.postgres import MAJORS, Server, Setting
@@ -15,6 +19,12 @@ Made = TypeVar("Made")
 
 _used: dict[int, str] = {}
 
+_PR_SET_CHILD_SUBREAPER = 36
+"""Of linux/prctl.h."""
+
+_ended: list[int] = []
+"""The signals that have ended this run."""
+
 
 def pytest_configure() -> None:
     """Let `kill` end a run as Ctrl-C does: with its servers stopped and removed."""
@@ -22,12 +32,48 @@ def pytest_configure() -> None:
         allowed_sources()
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if _a_worker():
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupted)
+
+
+def _a_worker() -> bool:
+    """Whether this process runs tests for another one, which has been asked for them."""
+    return "PYTEST_XDIST_WORKER" in os.environ
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """End the run; what the processes that run the tests leave behind becomes our own child."""
+    with contextlib.suppress(AttributeError):  # where there is no Linux
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _ended.append(number)
+    signal.default_int_handler(number, frame)
+
+
+def pytest_unconfigure() -> None:
+    """Of processes that had no time to stop their servers, these are killed here."""
+    if _ended:
+        for pid in processes.descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def pytest_report_header() -> str:
     """Say where servers are looked for; which ones were found is said at the end."""
     return f"PostgreSQL from: {', '.join(allowed_sources())}"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Of several processes, each tells the first one which servers it has used."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["used"] = _used
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """One of several processes has ended, or died."""
+    _used.update(getattr(node, "workeroutput", {}).get("used", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
