@@ -329,3 +329,28 @@ def test_selectors_and_labels_are_read_as_prometheus_does() -> None:
 
 def test_the_dashboards_that_exist_are_among_those_that_alerts_point_to() -> None:
     assert {file.stem for file in (ROOT / "grafana").glob("*.json")} <= DASHBOARDS
+
+
+CONDITIONS = re.findall(
+    r"^\| (\d+) \| [^|]+ \| ([^|]+) \|$", (ROOT / "docs" / "conditions.md").read_text(), re.M
+)
+"""What others alert on, by number, and what tells of it here."""
+
+
+def test_each_condition_that_others_have_is_covered_or_said_to_be_noise() -> None:
+    assert [int(number) for number, _ in CONDITIONS] == list(range(1, 110))
+    told = [text for _, text in CONDITIONS]
+    noise = [text for text in told if text.startswith("noise")]
+    unknown = [text for text in told if text.startswith("unknown")]
+    covered = [text for text in told if text not in noise + unknown]
+    assert all("`" in text for text in covered)
+    said = (ROOT / "docs" / "conditions.md").read_text()
+    assert f"{len(covered)} of them are covered, {len(noise)} are noise" in said
+    assert len(covered) >= 100
+    assert len(unknown) == 1
+
+
+@pytest.mark.parametrize(("number", "text"), CONDITIONS, ids=[number for number, _ in CONDITIONS])
+def test_a_condition_names_alerts_and_findings_that_there_are(number: str, text: str) -> None:
+    names = {rule.name for rule in [*ALERTS, *FINDINGS]}
+    assert set(re.findall(r"`(\w+)`", text)) <= names
