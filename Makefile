@@ -39,6 +39,9 @@ docs: .venv/dev ## write docs/metrics.md and docs/standards.md anew
 	@$(BIN)/pgvigil reference --standards > docs/standards.new || { rm -f docs/standards.new; exit 1; }
 	@mv docs/standards.new docs/standards.md
 
+dashboards: .venv/dev ## write grafana/*.json anew from grafana/source/*.yml
+	@$(BIN)/python -m tools.dashboards
+
 bench: .venv/dev .venv/demo ## measure beside postgres_exporter (ARGS="--quick --only rtt")
 	@$(BIN)/python -m bench $(ARGS)
 
@@ -89,4 +92,4 @@ clean: ## remove what make has made
 	@$(INSTALL) --require-hashes -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help setup demo test next check fmt docs bench bench-harm faults soak lock clean
+.PHONY: help setup demo test next check fmt docs dashboards bench bench-harm faults soak lock clean

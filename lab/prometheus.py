@@ -173,6 +173,13 @@ class Prometheus:
         answer = json.loads(self._get(f"/api/v1/query?query={quote(expression)}"))
         return [(found["metric"], float(found["value"][1])) for found in answer["data"]["result"]]
 
+    def values(self, label: str, selector: str) -> list[str]:
+        """The values of a label on the series that a selector finds."""
+        found: list[str] = json.loads(
+            self._get(f"/api/v1/label/{label}/values?match[]={quote(selector)}")
+        )["data"]
+        return found
+
     def wait_until(self, expression: str) -> None:
         """Return when a query gives something; the first scrape comes some seconds after start."""
         for _ in _patience(f"Prometheus never saw {expression}"):

@@ -2,19 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 
 import pytest
-from pgvigil import catalogue, standards
-from pgvigil.own import OWN, SCRAPE
+from pgvigil import standards
 
-from lab import rules
+from lab import rules, series
 from lab.rules import ROOT, Objective, Rule
-
-OTHERS = {"haproxy", "patroni"}
-"""Areas of programs that show metrics of their own: on their pages stand no objectives, and their
-targets have the labels of docs/patroni.md."""
+from lab.series import OTHERS, TARGET
 
 COMING: Mapping[str, str] = {
     "availability": "AVL-1 AVL-2 AVL-3 AVL-7",
@@ -67,22 +62,6 @@ PARTS = [
 ]
 """Of a section of a runbook, in this order, each `**Part.** Text`."""
 
-PROMETHEUS = {"up": (), "scrape_duration_seconds": (), "scrape_samples_scraped": ()}
-"""What Prometheus adds to each target."""
-
-FILE_SYSTEM = ("device", "fstype", "mountpoint")
-NODE = {
-    "node_filesystem_avail_bytes": FILE_SYSTEM,
-    "node_filesystem_size_bytes": FILE_SYSTEM,
-    "node_filesystem_files": FILE_SYSTEM,
-    "node_filesystem_files_free": FILE_SYSTEM,
-}
-"""What node_exporter tells of a machine's disks, which no database knows the size of."""
-
-TARGET = {"instance", "job", "cluster"}
-"""The labels that Prometheus gives to each target, and the one that tells clusters apart where the
-operator gives it."""
-
 ALL = rules.load()
 OURS = [rule for rule in ALL if rule.area not in OTHERS]
 ALERTS = [rule for rule in ALL if rule.kind == "alert"]
@@ -92,35 +71,6 @@ AREAS = [file.stem for file in rules.files()]
 
 every_rule = pytest.mark.parametrize("rule", OURS, ids=str)
 every_alert = pytest.mark.parametrize("rule", ALERTS, ids=str)
-
-
-@cache
-def labels_of() -> Mapping[str, set[str]]:
-    """All series that rules may read, with their labels but those of the target."""
-    known: dict[str, set[str]] = {
-        name: set(labels) for name, labels in {**PROMETHEUS, **NODE}.items()
-    }
-    for query in catalogue.load():
-        labels = {*query.labels, *(["datname"] if query.scope == "database" else [])}
-        if query.computes and query.computes != "logged_statements":
-            labels.add("datname")
-        if query.computes == "running_statements":
-            labels.add("over")
-        for metric in query.metrics:
-            if metric.type == "histogram":
-                known[f"{metric.name}_bucket"] = labels | {"le"}
-                known[f"{metric.name}_count"] = known[f"{metric.name}_sum"] = labels
-            else:
-                known[metric.name] = labels | ({"le"} if "_bucket_" in metric.name else set())
-    for own in OWN.values():
-        known[own.name] = {*own.labels, *(["target"] if own in SCRAPE else [])}
-    for rule in OURS:  # in their order: a rule reads what others before it have recorded
-        if rule.kind != "alert":
-            name = rule.name if rule.kind == "record" else rules.FINDING
-            read = (known.get(selector.name, set()) for selector in rule.selectors())
-            made = set(rule.labels) | rule.replaced()
-            known[name] = known.get(name, set()).union(made, *read)
-    return known
 
 
 def read_by(rule: Rule) -> set[Objective]:
@@ -143,7 +93,7 @@ def waiting() -> set[str]:
 
 @every_rule
 def test_a_rule_reads_series_and_labels_that_exist(rule: Rule) -> None:
-    known = labels_of()
+    known = series.labels()
     selectors = list(rule.selectors())
     assert [s.name for s in selectors if s.name not in known] == []
     faults = [

@@ -85,7 +85,7 @@ def test_a_proxy_with_a_primary_and_a_replica_raises_no_alert(scene: Scene) -> N
 
 def test_every_panel_of_the_dashboard_has_data(scene: Scene) -> None:
     variables = {"cluster": ".+", "__rate_interval": "5s"}
-    for _, expression in grafana.queries(ROOT / "grafana" / "haproxy.json", variables):
+    for _, expression, _ in grafana.queries(ROOT / "grafana" / "haproxy.json", variables):
         scene.watcher.wait_until(expression)  # a rate wants two scrapes
 
 

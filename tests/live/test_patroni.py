@@ -134,7 +134,7 @@ def test_a_cluster_that_is_well_raises_no_alert(scene: Scene) -> None:
 
 def test_every_panel_of_the_dashboard_has_data(scene: Scene) -> None:
     variables = {"cluster": ".+", "__rate_interval": "10s", "__range": "1m"}
-    for _, expression in grafana.queries(ROOT / "grafana" / "patroni.json", variables):
+    for _, expression, _ in grafana.queries(ROOT / "grafana" / "patroni.json", variables):
         scene.watcher.wait_until(expression)  # a rate wants two scrapes
 
 

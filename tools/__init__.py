@@ -1,0 +1,1 @@
+"""Programs that write what is committed from what people edit."""
