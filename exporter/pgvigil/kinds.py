@@ -2,17 +2,21 @@
 
 from collections.abc import Mapping
 
+from pgvigil.barman import Barman
 from pgvigil.config import Target
 from pgvigil.pgbouncer import Console
 from pgvigil.plan import Wanted
 from pgvigil.repository import Repository
 from pgvigil.session import Session
 from pgvigil.source import Source
+from pgvigil.walg import WalG
 
 KINDS: Mapping[str, type[Source]] = {
     "postgresql": Session,
     "pgbouncer": Console,
     "pgbackrest": Repository,
+    "barman": Barman,
+    "wal-g": WalG,
 }
 """What a configuration may say under `kind`, and what asks such a target."""
 

@@ -17,6 +17,8 @@ PREFIXES: Mapping[str, str] = {
     "postgresql": "pg",
     "pgbouncer": "pgbouncer",
     "pgbackrest": "pgbackrest",
+    "barman": "barman",
+    "wal-g": "walg",
 }
 """With what the names of a kind of target begin, up and down_reason among them."""
 
@@ -42,6 +44,20 @@ SCRAPE = (
         "gauge",
         ("reason",),
         "Why pgBackRest's command cannot be run: 1 for the reason that holds, 0 for the others.",
+    ),
+    Own("barman_up", "gauge", (), "Whether Barman's command can be run."),
+    Own(
+        "barman_down_reason",
+        "gauge",
+        ("reason",),
+        "Why Barman's command cannot be run: 1 for the reason that holds, 0 for the others.",
+    ),
+    Own("walg_up", "gauge", (), "Whether WAL-G's command can be run."),
+    Own(
+        "walg_down_reason",
+        "gauge",
+        ("reason",),
+        "Why WAL-G's command cannot be run: 1 for the reason that holds, 0 for the others.",
     ),
     Own(
         "pgvigil_target_up",

@@ -30,6 +30,16 @@ Constant labels of a target stand on all its series.
 """
 
 
+_COMMANDS: Mapping[tuple[str, str], str] = {
+    ("pgbackrest", ""): "pgbackrest info",
+    ("barman", ""): "barman list-backups all",
+    ("barman", "runs"): "barman show-backup",
+    ("barman", "checks"): "barman check all",
+    ("wal-g", ""): "wal-g backup-list --detail",
+    ("wal-g", "timelines"): "wal-g wal-show",
+}
+"""What programs are asked, by their kind and the query's word."""
+
 _OWN_PARTS = (
     (
         "The target and its scrapes",
@@ -144,8 +154,9 @@ def _facts(query: Query, versions: Collection[int]) -> Iterator[str]:
     yield f"{when.capitalize()}, {where}{on}"
     if query.kind == "pgbouncer":
         yield f"By `SHOW {query.variants[0].text.upper()}` of a PgBouncer's console"
-    if query.kind == "pgbackrest":
-        yield "By `pgbackrest info`"
+    word = query.variants[0].text
+    if command := _COMMANDS.get((query.kind, word)) or _COMMANDS.get((query.kind, "")):
+        yield f"By `{command}`"
     if len(versions) != len(SUPPORTED):
         yield f"PostgreSQL {_ranges(versions)}"
     if query.opt_in:

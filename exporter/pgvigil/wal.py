@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from pgvigil.errors import DrillFailed
 
+SIZE = 16 << 20
+"""Bytes of a WAL file, unless initdb was told otherwise; an archive does not say."""
+
 _NAME = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})(\.gz)?")
 
 

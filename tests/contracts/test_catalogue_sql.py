@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 from pgvigil.catalogue import COLUMNS, SUPPORTED, Metric, Needs, Query, load
+from pgvigil.config import COMMANDS
 from pgvigil.own import PREFIXES
 
 from lab.statements import Text, Token, relations, texts, tokens, with_queries
@@ -211,7 +212,7 @@ def test_max_series_has_room_for_a_row_and_one_row_is_not_given_more(query: Quer
 def test_a_query_says_why_and_may_not_run_for_long(query: Query) -> None:
     assert re.fullmatch(r"[A-Z].*[^ ]\.", query.why)
     # A command that asks a bucket far away harms nobody while it waits.
-    assert 0 < query.timeout <= (60 if query.kind == "pgbackrest" else 5)
+    assert 0 < query.timeout <= (60 if query.kind in COMMANDS else 5)
 
 
 def test_no_metric_stands_in_two_queries() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pgvigil import catalogue, cli, grants
 from pgvigil.catalogue import Query
+from pgvigil.config import COMMANDS
 from pgvigil.own import OWN
 
 from lab.cluster import PGVIGIL
@@ -94,7 +95,7 @@ def test_the_exporters_own_metrics_are_what_its_pages_hold(server: Server, tmp_p
         "small": {"connection": there, "max_series": 100},
         "nowhere": {"connection": nowhere},
         "pooler": {"kind": "pgbouncer", "connection": nowhere},
-        "repository": {"kind": "pgbackrest", "command": ["/nowhere/pgbackrest"]},
+        **{kind: {"kind": kind, "command": [f"/nowhere/{kind}"]} for kind in COMMANDS},
     }
     (tmp_path / "pgvigil.yml").write_text(json.dumps({"targets": targets}))  # JSON is YAML
     (tmp_path / "own.yml").write_text(ODD_QUERIES)
@@ -105,15 +106,15 @@ def test_the_exporters_own_metrics_are_what_its_pages_hold(server: Server, tmp_p
             own_families(exporter, path, within=20)
             for path in ("/probe?target=there", "/probe?target=small", "/metrics")
         )
-        pooler, repository = (
+        others = [
             own_families(exporter, f"/probe?target={name}", within=0, visited=False)
-            for name in ("pooler", "repository")
-        )
+            for name in ("pooler", *COMMANDS)
+        ]
 
     wanted = dict(OWN)
     if not server.tls:
         del wanted["pgvigil_server_certificate_expiry_timestamp_seconds"]
-    pages = (target, small, pooler, repository, overview)
+    pages = (target, small, *others, overview)
     assert {name for page in pages for name in page} == wanted.keys()
     for page in pages:
         added = {"target"} if page is overview else set[str]()

@@ -3,17 +3,16 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lab import basebackup, pgbackrest, processes
-from lab.binaries import account
-from lab.exporter import Exporter, Page
+from lab.exporter import Exporter
 from lab.pgbackrest import PgBackRest
 from lab.postgres import Server
+from lab.tool import as_account, exported
 
 
 def program(source: str) -> str:
@@ -39,41 +38,14 @@ def tool(request: pytest.FixtureRequest, module_server: Callable[..., Server]) -
     return made
 
 
-@contextmanager
-def exported(directory: Path, *command: str) -> Iterator[Callable[[str], Page]]:
-    """An exporter of one command; gives what returns its page when a query has been asked."""
-    path = directory / "pgvigil.yml"
-    path.write_text(json.dumps({"targets": {"repo": {"kind": "pgbackrest", "command": command}}}))
-
-    with Exporter("--config", str(path)) as exporter:
-
-        def page(query: str) -> Page:
-            end = time.monotonic() + 30
-            while True:
-                page = exporter.scrape()
-                if page.series("pgvigil_query_success").get(frozenset({("query", query)})) in (
-                    0,
-                    1,
-                ):
-                    return page
-                assert time.monotonic() < end, exporter.log
-                time.sleep(0.1)
-
-        yield page
-
-
 def command(tool: PgBackRest) -> list[str]:
     """How the exporter runs it; newer ones refuse to be run by root."""
-    words = [tool.program, f"--config={tool.config}"]
-    if os.getuid() != 0:
-        return words
-    user, group = account()
-    return ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", *words]
+    return as_account([tool.program, f"--config={tool.config}"])
 
 
 def test_all_that_info_tells_is_told(tool: PgBackRest, tmp_path: Path) -> None:
     (told,) = json.loads(tool.run("--output=json", "info"))
-    with exported(tmp_path, *command(tool)) as page:
+    with exported(tmp_path, "pgbackrest", *command(tool)) as page:
         shown = page("backup.pgbackrest_archives")
     assert shown.failed() == set()
     assert shown.value("pgbackrest_up") == 1
@@ -106,7 +78,7 @@ def test_all_that_info_tells_is_told(tool: PgBackRest, tmp_path: Path) -> None:
 
 
 def test_a_stanza_that_no_repository_has_is_told(tool: PgBackRest, tmp_path: Path) -> None:
-    with exported(tmp_path, *command(tool), "--stanza=other") as page:
+    with exported(tmp_path, "pgbackrest", *command(tool), "--stanza=other") as page:
         shown = page("backup.pgbackrest_stanzas")
     assert shown.value("pgbackrest_up") == 1
     assert shown.value("pgbackrest_stanza_status", stanza="other") == 1
@@ -119,7 +91,7 @@ def test_a_repository_that_cannot_be_read_is_told_apart(tool: PgBackRest, tmp_pa
     for path in kept:
         path.write_bytes(b"damage")
     try:
-        with exported(tmp_path, *command(tool)) as page:
+        with exported(tmp_path, "pgbackrest", *command(tool)) as page:
             shown = page("backup.pgbackrest_stanzas")
         assert shown.value("pgbackrest_repo_status", stanza="main", repo="1") == 99
         assert shown.value("pgbackrest_repo_status", stanza="main", repo="2") == 2
@@ -131,7 +103,7 @@ def test_a_repository_that_cannot_be_read_is_told_apart(tool: PgBackRest, tmp_pa
 def test_a_command_that_is_missing_or_another_is_down(tmp_path: Path) -> None:
     for words, reason in ((["/nowhere/pgbackrest"], "other"), (["true"], "wrong_kind")):
         with (
-            exported(tmp_path, *words),
+            exported(tmp_path, "pgbackrest", *words),
             Exporter("--config", f"{tmp_path}/pgvigil.yml") as exporter,
         ):
             shown = exporter.scrape()

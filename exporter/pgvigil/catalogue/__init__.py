@@ -17,7 +17,13 @@ SUPPORTED = range(13, 19)
 COLUMNS = "{columns}"
 """Stands in a query's text for the value columns that exist on a server's version."""
 
-WORDS: Mapping[str, str] = {"sql": "postgresql", "show": "pgbouncer", "info": "pgbackrest"}
+WORDS: Mapping[str, str] = {
+    "sql": "postgresql",
+    "show": "pgbouncer",
+    "info": "pgbackrest",
+    "barman": "barman",
+    "walg": "wal-g",
+}
 """The key that says what a query asks, with the kind of targets that understand it."""
 
 DEFAULT_TIMEOUT = 1.0
@@ -27,7 +33,9 @@ DEFAULT_TIMEOUT = 1.0
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)|'[^']*(?:'|\Z)", re.S)
 _FIRST_WORD = re.compile(r"[\s(]*(select|with|values)\b", re.I)
 _AREA = re.compile(r"[A-Za-z0-9_-]+")
-_OURS = re.compile(r"pgvigil_|process_|python_|(pg|pgbouncer)_(up|down_reason)(_total)?\Z")
+_OURS = re.compile(
+    r"pgvigil_|process_|python_|(pg|pgbouncer|pgbackrest|barman|walg)_(up|down_reason)(_total)?\Z"
+)
 _SUFFIXES = {"counter": ("_created",), "histogram": ("_bucket", "_sum", "_count", "_created")}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -297,7 +305,7 @@ def _word_faults(document: documents.Document, here: str) -> Iterator[tuple[docu
     """What is wrong with the words a query is asked by, and where."""
     said = [word for word in WORDS if (here, word) in document.lines]
     if not said:
-        text = "write sql, show for the console of a PgBouncer, or info for pgBackRest"
+        text = "write sql, show for a PgBouncer, info for pgBackRest, barman or walg"
         yield (here,), f"says nothing to ask; {text}"
     if len(said) > 1:
         yield (here, said[1]), f"has {said[0]} and {said[1]}; write one of them"
@@ -309,7 +317,7 @@ def _word_faults(document: documents.Document, here: str) -> Iterator[tuple[docu
         else:
             strange = keys[:1] == (here,) and keys[1:] in _OF_SQL
             # A command takes the time it takes; a console has none to give.
-            strange = strange and (said, keys[1:]) != (["info"], ("timeout",))
+            strange = strange and (said == ["show"] or keys[1:] != ("timeout",))
         if strange:
             yield keys, f"{keys[-1]} belongs to a query with sql; drop it"
 
