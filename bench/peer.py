@@ -1,11 +1,12 @@
 """Builds the peers at the versions that are pinned here, or finds an installed one."""
 
-import os
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from lab import golang
 
 _MODULE = Path(__file__).parent / "peers"
 _CACHE = Path(__file__).resolve().parents[1] / ".cache" / "peers"
@@ -36,28 +37,10 @@ def find() -> Peer | str:
 
 
 def _build() -> Peer | str:
-    found = re.search(rf"{_PACKAGE} v(\S+)", (_MODULE / "go.mod").read_text())
-    if found is None:
-        return "peers/go.mod names no version"
-    program = _CACHE / f"postgres_exporter-{found[1]}"
-    if not program.exists():
-        go = shutil.which("go")
-        if go is None:
-            return "Go is not installed"
-        print(f"building postgres_exporter {found[1]}, once", flush=True)
-        # As its own releases are built: without C, so that no compiler for it is needed.
-        command = [go, "build", "-trimpath", "-buildvcs=false", "-o", str(program)]
-        environment = {**os.environ, "CGO_ENABLED": "0"}
-        result = subprocess.run(
-            [*command, f"{_PACKAGE}/cmd/postgres_exporter"],
-            cwd=_MODULE,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        if result.returncode != 0:
-            return f"go build failed: {result.stderr.strip()[-300:]}"
-    return Peer(program, found[1], "built from peers/go.mod")
+    program = golang.built(_MODULE, _PACKAGE, "cmd/postgres_exporter")
+    if isinstance(program, str):
+        return program
+    return Peer(program, golang.version(_MODULE, _PACKAGE), "built from peers/go.mod")
 
 
 def find_pg_exporter() -> Peer | str:

@@ -44,7 +44,7 @@ def test_the_rules_say_what_their_tests_expect(test: Path) -> None:
 
 def test_promtool_sees_a_rule_that_says_something_else(tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
-    wrong = (RULES / "queries.yml").read_text().replace("_upper_total", "_lower_total")
+    wrong = (RULES / "queries.yml").read_text().replace("_upper_seconds", "_lower_seconds")
     (tmp_path / "queries.yml").write_text(wrong)
     test = shutil.copy(RULES / "tests" / "queries_test.yml", tmp_path / "tests")
     assert "FAILED" in promtool("test", "rules", str(test))
