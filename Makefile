@@ -51,6 +51,9 @@ bench-harm: .venv/dev .venv/demo ## do harm to all exporters and write docs/harm
 faults: .venv/dev ## break things, see each alert come and go, and write docs/proof.md (20 minutes and more)
 	@$(BIN)/python -m tests.faults --page docs/proof.md $(ARGS)
 
+quiet: .venv/dev .venv/demo ## watch a busy pair that is well for half an hour, and see that nobody is woken
+	@$(BIN)/python -m tests.faults.quiet --page docs/proof.md $(ARGS)
+
 soak: .venv/dev ## run it while everything around breaks, and look for leaks (ARGS="--for 30m")
 	@$(BIN)/python -m bench.soak $(ARGS)
 

@@ -160,7 +160,7 @@ class Stage:
         self.execute("create table parked (id bigint primary key); analyze parked")
         self.execute("create table churned as select 1 as id; analyze churned, orders")
         self.primary.execute("create role client login")
-        self.primary.execute(_printed("grants", "--record"))
+        self.primary.execute(printed("grants", "--record"))
         for place in ("here", "elsewhere"):
             self.record("backup", place=place)
         for kind in ("restore_verification", "failover_drill", "integrity_check"):
@@ -300,7 +300,7 @@ class Stage:
         return time.monotonic()
 
 
-def _printed(*command: str) -> str:
+def printed(*command: str) -> str:
     """What our program prints."""
     words = [sys.executable, "-m", "pgvigil", *command]
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout
