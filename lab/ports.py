@@ -1,4 +1,7 @@
-"""Chooses TCP ports on the loopback address for the components that the lab starts."""
+"""Chooses TCP ports on the loopback address for the components that the lab starts.
+
+It also knows the machine's other address.
+"""
 
 import fcntl
 import os
@@ -7,6 +10,7 @@ import socket
 import tempfile
 import threading
 from collections import deque
+from contextlib import closing
 from pathlib import Path
 
 # Below 32768, where Linux starts to give ports to outgoing connections: a port in that range
@@ -41,3 +45,14 @@ def free_port() -> int:
                 os.close(_given.popleft())
             return port
     raise OSError(f"no free port found between {_CANDIDATES.start} and {_CANDIDATES.stop}")
+
+
+def own_address() -> str | None:
+    """Return this machine's address on a network, or None when it has only the loopback."""
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent
+        except OSError:
+            return None
+        name: str = probe.getsockname()[0]
+        return None if name.startswith("127.") else name

@@ -1,10 +1,9 @@
 """Holds what the catalogue says of roles, passwords, rules and encryption against real servers."""
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import psycopg
@@ -13,6 +12,7 @@ from pgvigil import grants
 
 from lab.catalogue import Row, asking, refusal_of, rows_of
 from lab.cluster import BARE, PGVIGIL, READER, Role, prepare
+from lab.ports import own_address
 from lab.postgres import MAJORS, Server
 
 NEWEST_AND_OLDEST = [13, 18]
@@ -35,17 +35,6 @@ def secured(request: pytest.FixtureRequest) -> Iterator[Server]:
         prepare(server)
         server.execute(grants.script("pgvigil", grants.PARTS, create=False))
         yield server
-
-
-def own_address() -> str | None:
-    """This machine's address on a network, or None when it has only the loopback."""
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # nothing is sent
-        except OSError:
-            return None
-        name: str = probe.getsockname()[0]
-        return None if name.startswith("127.") else name
 
 
 def row_of(server: Server, query: str, *, dbname: str = "postgres") -> Row:
