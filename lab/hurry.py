@@ -35,19 +35,19 @@ _PAUSES = {"slow.py": ("REFRESH", "KEEP", "_RETRY", "_IDLE", "_HANDSHAKE"), "lan
 _EVERY = re.compile(r"\bevery: ?(\d+[smh])\b")
 
 
-def hurried(rules: Path, directory: Path, least: float = FOR_FLOOR) -> Path:
-    """Write a copy of a file of rules with `for`, intervals, ranges and offsets divided by FACTOR.
+def hurried(rules: Path, directory: Path, least: float = FOR_FLOOR, factor: float = FACTOR) -> Path:
+    """Write a copy of a file of rules with `for`, intervals, ranges and offsets divided.
 
     `least` is the shortest `for`, in seconds.
     """
     content = yaml.safe_load(rules.read_text())
     for group in content["groups"]:
         if "interval" in group:
-            group["interval"] = _shorter(group["interval"], FOR_FLOOR)
+            group["interval"] = _shorter(group["interval"], FOR_FLOOR, factor)
         for rule in group["rules"]:
-            rule["expr"] = _expression(str(rule["expr"]))
+            rule["expr"] = _expression(str(rule["expr"]), factor)
             if "for" in rule:
-                rule["for"] = _shorter(rule["for"], least)
+                rule["for"] = _shorter(rule["for"], least, factor)
     copy = directory / rules.name
     copy.write_text(yaml.safe_dump(content))
     return copy
@@ -87,21 +87,21 @@ def package(source: Path, directory: Path) -> Path:
     return directory
 
 
-def _expression(expression: str) -> str:
-    shorter = _RANGE.sub(_range, expression)
-    return _OFFSET.sub(lambda found: found[1] + _shorter(found[2], 0), shorter)
+def _expression(expression: str, factor: float) -> str:
+    shorter = _RANGE.sub(lambda found: _range(found, factor), expression)
+    return _OFFSET.sub(lambda found: found[1] + _shorter(found[2], 0, factor), shorter)
 
 
-def _range(found: re.Match[str]) -> str:
+def _range(found: re.Match[str], factor: float) -> str:
     window, colon, step = found.groups()
-    finer = _shorter(step, 1.0) if step else ""
-    return f"[{_shorter(window, RANGE_FLOOR)}{':' if colon else ''}{finer}]"
+    finer = _shorter(step, 1.0, factor) if step else ""
+    return f"[{_shorter(window, RANGE_FLOOR, factor)}{':' if colon else ''}{finer}]"
 
 
-def _shorter(duration: str, floor: float) -> str:
+def _shorter(duration: str, floor: float, factor: float) -> str:
     seconds = sum(int(count) * _UNITS[unit] for count, unit in _STEP.findall(duration))
     # What is nothing stays nothing.
-    return f"{round(max(min(floor, seconds), seconds / FACTOR) * 1000)}ms"
+    return f"{round(max(min(floor, seconds), seconds / factor) * 1000)}ms"
 
 
 def _more_often(found: re.Match[str]) -> str:

@@ -75,3 +75,12 @@ def test_the_hurried_package_asks_the_same_more_often(tmp_path: Path) -> None:
                 asked += 1
         assert hurried == ours
     assert asked
+
+
+def test_a_clock_may_run_faster_still(tmp_path: Path) -> None:
+    (tmp_path / "rules.yml").write_text(RULES)
+    (tmp_path / "copy").mkdir()
+    copy = hurry.hurried(tmp_path / "rules.yml", tmp_path / "copy", factor=7200)
+    first, _, _ = yaml.safe_load(copy.read_text())["groups"][0]["rules"]
+    assert "[4000ms:1000ms] offset 84000ms" in first["expr"]  # a week in a minute and a half
+    assert first["for"] == "1000ms"
