@@ -181,7 +181,7 @@ def _bystanders(fault: Fault, stage: Stage, begun: float, before: Collection[str
         f"{notice.name}, {_told_apart(notice)}"
         for notice in stage.arrived(begun)
         if notice.status == "firing"
-        and notice.name not in {*fault.also, *before}
+        and notice.name not in {*fault.also, *before, *stage.scene.around}
         and (notice.name, notice.labels.get("severity")) not in known
     }
     return [f"came too: {stranger}" for stranger in sorted(strangers)]

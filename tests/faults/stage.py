@@ -1,13 +1,16 @@
 """A pair of servers with all that watches it, from the exporter to who would be woken."""
 
 import contextlib
+import itertools
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import psycopg
@@ -18,9 +21,17 @@ from lab import alertmanager, basebackup, hurry, prometheus
 from lab.alertmanager import Alertmanager, Notice
 from lab.binaries import find
 from lab.cluster import PGVIGIL, prepare
+from lab.disk import Disk
 from lab.exporter import Exporter
 from lab.postgres import DEFAULT_HBA, Server, Setting
 from lab.prometheus import Prometheus
+from tests.faults.surroundings import (
+    CAPACITY,
+    declared,
+    on_a_machine,
+    on_a_network,
+    over_days,
+)
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "rules"
@@ -47,8 +58,6 @@ HBA = ("host all client 127.0.0.1/32 trust", *DEFAULT_HBA)
 Objectives = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 OTHERS: Objectives = {
-    # A second is a minute here, and a machine that does all this at once archives late.
-    "BAK-6": {"recoverable_age_seconds": {"ticket": 120, "page": 120}},
     # A lab would take hours to come near what is default.
     "MNT-4": {"horizon_xids": {"ticket": 10_000}},
     # Here the exporter asks sixty times as often, of a server with next to nothing to do.
@@ -60,17 +69,49 @@ OTHERS: Objectives = {
 class Scene(NamedTuple):
     """What is different about a pair."""
 
-    settings: Mapping[str, Setting]
-    objectives: Objectives
+    settings: Mapping[str, Setting] = MappingProxyType({})
+    objectives: Objectives = MappingProxyType({})
+    surround: "Callable[[Stage], AbstractContextManager[object]]" = contextlib.nullcontext
+    """Puts there what else is needed, before anybody watches; it may tell the exporter and
+    Prometheus of it, by the stage's `targets` and `jobs`."""
+    factor: float = hurry.FACTOR
+    """How many times as fast the clock of the rules runs."""
+    around: Collection[str] = ()
+    """Alerts that come of others on the machine, too, and then are not the scene's."""
 
 
 SCENES: Mapping[str, Scene] = {
-    "pair": Scene({}, {}),
+    "pair": Scene(),
     "synchronous": Scene(
         {"synchronous_standby_names": "*"}, {"REP-2": {"streaming_standbys": {"ticket": 1}}}
     ),
-    "failover": Scene({}, {"REP-2": {"streaming_standbys": {"page": 1}}}),
-    "aged": Scene({"autovacuum_freeze_max_age": 100_000}, {}),
+    "failover": Scene({}, {"REP-2": {"streaming_standbys": {"page": 1}}}, declared),
+    # A lab does not burn some thousand million transactions, but many in a minute.
+    "aged": Scene(
+        {"autovacuum_freeze_max_age": 100_000}, {"MNT-3": {"left_seconds": {"ticket": 1e7}}}
+    ),
+    "small": Scene(
+        {"autovacuum_max_workers": 1, "logging_collector": True},
+        {
+            "STO-1": {"capacity_bytes": {"page": CAPACITY}},
+            "STO-4": {"temporary_bytes": {"ticket": 2e7}, "log_bytes": {"ticket": 3e6}},
+        },
+        on_a_network,
+    ),
+    # The checkpointer's list of files to synchronize is as long as there are buffers.
+    "few buffers": Scene({"shared_buffers": "1MB"}),
+    "machine": Scene(surround=on_a_machine, around=("HostStalls",)),
+    # What looks back over days has seen them after half a minute.
+    "days": Scene(
+        {},
+        {
+            "STO-1": {"capacity_bytes": {"ticket": CAPACITY}},
+            # A checkpoint of a lab has little to write: of checkpoint_timeout it takes a second.
+            "RES-7": {"budget_ratio": {"ticket": 0.001}},
+        },
+        over_days,
+        factor=7200,
+    ),
 }
 """Faults of one scene leave nothing behind that concerns the others."""
 
@@ -101,10 +142,16 @@ class Load:
                 contextlib.suppress(psycopg.Error),
                 psycopg.connect(self._conninfo, autocommit=True, connect_timeout=5) as session,
             ):
-                while not self._over.wait(0.1):
+                for turn in itertools.takewhile(self._goes_on, itertools.count()):
                     session.execute("insert into orders (note) values ('x')")
                     session.execute("select count(*) from orders where id < 100")
+                    # Where few sessions end, those few that fail would be many of them.
+                    if turn % 3 == 0:
+                        psycopg.connect(self._conninfo, connect_timeout=5).close()
             self._over.wait(0.2)
+
+    def _goes_on(self, _: int) -> bool:
+        return not self._over.wait(0.1)
 
 
 class Stage:
@@ -120,6 +167,14 @@ class Stage:
         self.major = major
         self.patience = 120.0
         """Seconds for an alert to come, and again to go."""
+        self.targets: dict[str, dict[str, Any]] = {"primary": {}, "standby": {}}
+        """By name, what the exporter is told of a target besides how to come in."""
+        self.jobs: list[dict[str, Any]] = []
+        """What Prometheus scrapes besides."""
+        self.objectives: dict[str, dict[str, dict[str, float]]] = {}
+        """Numbers that a scene only knows when it is set."""
+        self.disk: Disk
+        """That of a scene which has one."""
         self._rules = sorted(rules.glob("*.yml"))
         self._stack = contextlib.ExitStack()
 
@@ -171,6 +226,9 @@ class Stage:
             self.primary.execute(
                 "revoke create on schema public from public; analyze", database=database
             )
+        enter(self.scene.surround(self))
+        # From 15 on a server that was just started minds archive_timeout only after a checkpoint.
+        self.primary.execute("checkpoint")
         load = Load(self.primary.conninfo(dbname=DATABASE))
         self._stack.callback(load.stop)
         self._watch()
@@ -198,8 +256,8 @@ class Stage:
         self.prometheus = enter(
             Prometheus(
                 program,
-                [{"job_name": "postgresql", "http_sd_configs": [self._discovery()]}],
-                [hurry.hurried(file, copies, LEAST) for file in self._rules],
+                [{"job_name": "postgresql", "http_sd_configs": [self._discovery()]}, *self.jobs],
+                [hurry.hurried(file, copies, LEAST, self.scene.factor) for file in self._rules],
                 alertmanager=self.alertmanager.port,
             )
         )
@@ -245,7 +303,7 @@ class Stage:
         for standard, name, severity, value in standards.objectives():
             ours.setdefault(standard, {}).setdefault(name, {})[severity] = value
         numbers = hurry.objectives(ours)
-        for given in (OTHERS, self.scene.objectives):
+        for given in (OTHERS, self.scene.objectives, self.objectives):
             for standard, names in given.items():
                 for name, by_severity in names.items():
                     numbers.setdefault(standard, {}).setdefault(name, {}).update(by_severity)
@@ -258,6 +316,7 @@ class Stage:
                         **PGVIGIL.login,
                     },
                     "objectives": numbers,
+                    **self.targets[name],
                 }
                 for name, server in (("primary", self.primary), ("standby", self.standby))
             }
@@ -285,10 +344,11 @@ class Stage:
     def held(self) -> set[str]:
         """The names of the alerts that Alertmanager knows of, or Prometheus is about to tell."""
         names = {labels["alertname"] for labels in self.alertmanager.alerts()}
-        return names | {
+        names |= {
             labels["alertname"]
             for labels, _ in self.prometheus.query('ALERTS{alertstate=~"firing|pending"}')
         }
+        return names - {*self.scene.around}
 
     def wait(self, holds: Callable[[], object], what: Callable[[], str]) -> float:
         """Return when it holds, by the clock of notices; raises TimeoutError."""

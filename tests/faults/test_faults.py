@@ -67,8 +67,9 @@ def test_an_alert_that_a_fault_fires_needs_no_series() -> None:
 
 
 def test_what_a_fault_names_is_among_the_rules() -> None:
-    names = {name for name, _ in alerts.shipped()}
+    shipped, findings = alerts.shipped(), alerts.findings()
+    names = {name for name, _ in shipped}
     for fault in FAULTS:
-        assert {(alert.name, alert.severity) for alert in fault.alerts} <= alerts.shipped()
-        assert set(fault.findings) <= alerts.findings()
-        assert {*fault.also, *fault.lingers} <= names | alerts.findings()
+        assert {(alert.name, alert.severity) for alert in fault.alerts} <= shipped
+        assert set(fault.findings) <= findings
+        assert {*fault.also, *fault.lingers} <= names | findings

@@ -1,12 +1,27 @@
 """All faults, by the area of the rules that tell of them."""
 
-from tests.faults.matrix import activity, availability, backup, maintenance, replication, security
+from tests.faults.matrix import (
+    activity,
+    availability,
+    backup,
+    maintenance,
+    queries,
+    replication,
+    resources,
+    schema,
+    security,
+    storage,
+)
 
 FAULTS = (
     *activity.FAULTS,
+    *queries.FAULTS,
     *replication.FAULTS,
     *maintenance.FAULTS,
+    *schema.FAULTS,
     *backup.FAULTS,
+    *storage.FAULTS,
+    *resources.FAULTS,
     *availability.FAULTS,
     *security.FAULTS,
 )

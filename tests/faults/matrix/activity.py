@@ -90,11 +90,7 @@ def _table_locked(stage: Stage) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _many_locks(stage: Stage, share: float) -> Iterator[None]:
-    ((room,),) = stage.execute(
-        "select current_setting('max_locks_per_transaction')::int"
-        " * (current_setting('max_connections')::int"
-        " + current_setting('max_prepared_transactions')::int)"
-    )
+    ((_, room),) = stage.prometheus.query('pg_locks_table_room{instance="primary"}')
     with stage.session() as session:
         session.autocommit = True
         session.execute(
@@ -137,6 +133,30 @@ def _rollbacks(stage: Stage) -> Iterator[None]:
         worker.join()
 
 
+@contextlib.contextmanager
+def _sessions_fail(stage: Stage) -> Iterator[None]:
+    """A program leaves its sessions to the server's patience, which is short."""
+    over = threading.Event()
+    conninfo = stage.primary.conninfo(
+        dbname=DATABASE, user="client", options="-c idle_session_timeout=50ms"
+    )
+
+    def work() -> None:
+        while not over.is_set():
+            with psycopg.connect(conninfo) as session:
+                over.wait(0.2)
+                with contextlib.suppress(psycopg.OperationalError):
+                    session.execute("select 1")
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        worker.join()
+
+
 FAULTS = (
     Fault(
         "somebody leaves a transaction open and goes away",
@@ -150,12 +170,12 @@ FAULTS = (
         "a query does not end",
         _long_query,
         (Alert("LongQuery", "ticket", "primary"),),
-        also=("SessionsFail",),  # it is mended by ending the session
     ),
     Fault(
         "a transaction of many short statements does not end",
         _long_transaction,
         (Alert("LongTransaction", "ticket", "primary"),),
+        also=("SlowStatement", "CostlyStatement"),
     ),
     Fault(
         "a migration waits behind a reader who went away",
@@ -201,7 +221,7 @@ FAULTS = (
     ),
     Fault(
         "a program takes nearly all locks that there are",
-        partial(_many_locks, share=1.05),
+        partial(_many_locks, share=0.97),
         (Alert("LockTableNearLimit", "page", "primary"),),
         also=("LockTableNearLimit",),
     ),
@@ -214,5 +234,11 @@ FAULTS = (
         "a program rolls back what it begins",
         _rollbacks,
         (Alert("RollbackShare", "ticket", "primary"),),
+    ),
+    Fault(
+        "a program's sessions are ended by the server",
+        _sessions_fail,
+        (Alert("SessionsFail", "ticket", "primary", (("datname", DATABASE),)),),
+        since=14,
     ),
 )

@@ -178,6 +178,7 @@ FAULTS = (
         (
             Alert("SplitBrain", "page"),
             Alert("PrimaryChanged", "ticket", "standby"),
+            Alert("RoleUnexpected", "ticket", "standby"),
         ),
         also=("DatabaseDown", "StandbysMissing", "StandbyLost", *OUTAGE),
         lingers=OUTAGE,
@@ -191,6 +192,7 @@ FAULTS = (
             "DatabaseDown",
             "SplitBrain",
             "PrimaryChanged",
+            "RoleUnexpected",
             "StandbysMissing",
             "StandbyLost",
             *OUTAGE,

@@ -68,6 +68,24 @@ def _aged(stage: Stage) -> Iterator[None]:
     stage.primary.execute("alter database template0 allow_connections false")
 
 
+@contextlib.contextmanager
+def _workers_busy(stage: Stage) -> Iterator[None]:
+    """The only worker is slow, and more tables than it can vacuum want it."""
+    stage.primary.set({"autovacuum_vacuum_cost_delay": "100ms", "autovacuum_vacuum_cost_limit": 1})
+    for table in _HEAPED:
+        stage.execute(
+            f"create table {table} (n int primary key);"
+            f"insert into {table} select n from generate_series(1, 5000) as n;"
+            f"update {table} set n = n + 10000; analyze {table}"
+        )
+    yield
+    stage.primary.set({"autovacuum_vacuum_cost_delay": None, "autovacuum_vacuum_cost_limit": None})
+    stage.execute(f"drop table {', '.join(_HEAPED)}")
+
+
+_HEAPED = ("heaped_1", "heaped_2", "heaped_3", "heaped_4")
+
+
 def _burn(stage: Stage, transactions: int) -> None:
     """Use up transaction ids: a subtransaction that writes takes one."""
     stage.execute("create table if not exists burnt (id int)")
@@ -115,9 +133,17 @@ FAULTS = (
         _aged,
         (
             Alert("TransactionIdWraparound", "ticket", "primary"),
+            Alert("TransactionIdsRunOut", "ticket", "primary"),
             Alert("SlotHoldsVacuum", "ticket", "primary"),
         ),
-        also=("PreparedTransactionOld", "VacuumHeldBack", "TransactionIdsRunOut", "SlotInactive"),
+        also=("PreparedTransactionOld", "VacuumHeldBack", "SlotInactive"),
         scene="aged",
+    ),
+    Fault(
+        "autovacuum has fewer workers than it needs",
+        _workers_busy,
+        (Alert("AutovacuumWorkersBusy", "ticket", "primary"),),
+        also=("AutovacuumBehind", "StatisticsStale", "NeverAnalyzed"),
+        scene="small",
     ),
 )

@@ -4,6 +4,9 @@ import contextlib
 from collections.abc import Iterator
 from functools import partial
 
+import psycopg
+
+from lab.ports import own_address
 from lab.postgres import Setting
 from tests.faults.fault import Alert, Fault
 from tests.faults.stage import HBA, Stage
@@ -45,6 +48,14 @@ def _hba(stage: Stage, line: str) -> Iterator[None]:
     stage.primary.set_hba([*HBA, line])
     yield
     stage.primary.set_hba(HBA)
+
+
+@contextlib.contextmanager
+def _unencrypted(stage: Stage) -> Iterator[None]:
+    """A client comes over the network, and in clear."""
+    conninfo = stage.primary.conninfo(host=own_address() or "", user="client", sslmode="disable")
+    with contextlib.closing(psycopg.connect(conninfo)):
+        yield
 
 
 FAULTS = (
@@ -97,5 +108,11 @@ FAULTS = (
         "a role may pass by row security",
         partial(_run, make="create role passing bypassrls", mend="drop role passing"),
         findings=("RolePrivileged",),
+    ),
+    Fault(
+        "a client comes over the network without encryption",
+        _unencrypted,
+        (Alert("SessionsUnencrypted", "ticket", "primary"),),
+        scene="small",
     ),
 )
