@@ -105,9 +105,11 @@ def _busy_sessions(stage: Stage) -> Iterator[None]:
             session.autocommit = True
             restrain(session.info.backend_pid)
             session.pgconn.send_query(b"do $$ begin loop perform 1; end loop; end $$")
-        yield
-        for session in sessions:
-            session.cancel_safe()
+        try:
+            yield
+        finally:
+            for session in sessions:
+                session.cancel_safe()
 
 
 @contextlib.contextmanager
