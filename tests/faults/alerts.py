@@ -19,6 +19,7 @@ BY_TESTS = {
 _DAYS = "what it looks at are days, of which the lab has none"
 
 BY_SERIES: Mapping[Name, str] = {
+    ("ArchiveSegmentLost", "ticket"): "the lab has no WAL-G",
     ("AvailabilityBudgetBurn", "ticket"): _DAYS,
     ("BackupRecordGone", "ticket"): _DAYS,
     ("DataCorrupt", "page"): "it stays for a day after the last page that was found damaged",
