@@ -321,6 +321,11 @@ def test_what_is_no_answer_fails_with_a_reason_and_is_ended(
     assert told.left == set()
 
 
+def test_a_tool_that_complains_at_length_is_not_held_up(asked: Asked) -> None:
+    told = asked(WalG, "yes DEBUG | head -c 300000 >&2\necho '[]'", "backups", seconds=20)
+    assert (told.failures, told.rows) == ({}, {0: []})
+
+
 STRANGE: list[Any] = [
     *(None, 1, "x", [], {}, [None], ["x"], [[]], [{}], {"a": None}, {"a": "x"}, {"a": [{}]}),
     *({"a": {"b": None}}, {"a": {"b": []}}, {"a": 1}, [{"backup_name": 1}]),
