@@ -8,7 +8,9 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 from lab import debian
@@ -16,6 +18,7 @@ from lab.binaries import account
 from lab.patroni import Pair
 from lab.ports import free_port
 
+CONNECTION_LIMIT = 200
 FRONTEND_LIMIT = 20
 SERVER_LIMIT = 15
 
@@ -28,8 +31,14 @@ def program(suite: str) -> Path:
 class HAProxy:
     """An HAProxy with the backends `primary` and `replica`, and its own metrics."""
 
-    def __init__(self, program: Path, pair: Pair) -> None:
-        """Start it and return when it has checked its servers for the first time."""
+    def __init__(
+        self, program: Path, pair: Pair, ports: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        """Start it and return when it has checked its servers for the first time.
+
+        `ports` are those by which it reaches members, by name, where they are not their own.
+        """
+        self._ports = {member.name: member.port for member in pair.members} | dict(ports)
         self.primary_port, self.replica_port, self.metrics_port = (free_port() for _ in range(3))
         self._directory = tempfile.TemporaryDirectory(prefix="pgvigil-haproxy-")
         self._log = Path(self._directory.name, "log")
@@ -108,8 +117,8 @@ class HAProxy:
     def _configured(self, pair: Pair) -> str:
         def backend(role: str) -> str:
             servers = "".join(
-                f"  server {member.name} 127.0.0.1:{member.port} maxconn {SERVER_LIMIT}"
-                f" check port {member.rest_port}\n"
+                f"  server {member.name} 127.0.0.1:{self._ports[member.name]}"
+                f" maxconn {SERVER_LIMIT} check port {member.rest_port}\n"
                 for member in pair.members
             )
             return (
@@ -120,7 +129,7 @@ class HAProxy:
             )
 
         return (
-            "global\n  maxconn 200\n"
+            f"global\n  maxconn {CONNECTION_LIMIT}\n"
             "defaults\n  mode tcp\n  timeout connect 2s\n  timeout client 60s\n"
             "  timeout server 60s\n  timeout queue 60s\n  timeout check 500ms\n"
             f"frontend write\n  bind 127.0.0.1:{self.primary_port}\n  maxconn {FRONTEND_LIMIT}\n"

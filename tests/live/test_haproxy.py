@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -12,13 +13,15 @@ import pytest
 import yaml
 
 from lab import grafana, haproxy, patroni, prometheus
-from lab.haproxy import FRONTEND_LIMIT, HAProxy
+from lab.haproxy import CONNECTION_LIMIT, FRONTEND_LIMIT, HAProxy
 from lab.hurry import hurried
+from lab.line import Line
 from lab.patroni import Pair
 from lab.prometheus import Prometheus
 
 ROOT = Path(__file__).parents[2]
 SUITES = {"2.6": "bookworm", "3.0": "trixie"}
+LAST = "3.0"
 
 
 class Scene(NamedTuple):
@@ -27,6 +30,8 @@ class Scene(NamedTuple):
     pair: Pair
     proxies: dict[str, HAProxy]
     watcher: Prometheus
+    lines: list[Line]
+    """By which the last of them reaches the servers."""
 
 
 def given(reason: str) -> NoReturn:
@@ -49,8 +54,11 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         given(f"Patroni or HAProxy cannot be had: {error}")
     with contextlib.ExitStack() as stack:
         pair = stack.enter_context(Pair(programs, "orders"))
+        lines = [stack.enter_context(Line("127.0.0.1", member.port)) for member in pair.members]
+        ports = {member.name: line.port for member, line in zip(pair.members, lines, strict=True)}
         proxies = {
-            version: stack.enter_context(HAProxy(path, pair)) for version, path in found.items()
+            version: stack.enter_context(HAProxy(path, pair, ports if version == LAST else {}))
+            for version, path in found.items()
         }
         for number, proxy in enumerate(proxies.values(), 1):
             assert f"proxy{number}:8405" in text
@@ -62,7 +70,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         )
         stack.enter_context(watcher)
         watcher.wait_until("count(up == 1) == 2")
-        yield Scene(pair, proxies, watcher)
+        yield Scene(pair, proxies, watcher, lines)
 
 
 def instance(proxy: HAProxy) -> str:
@@ -100,6 +108,43 @@ def test_clients_that_take_every_session_and_wait_are_told(scene: Scene) -> None
         watcher.wait_for_alert("HaproxyQueueing", severity="ticket", proxy="primary", **here)
         watcher.wait_for_alert("HaproxySessionsNearLimit", proxy="write", **here)
         assert {alert["instance"] for alert in watcher.alerts()} == {here["instance"]}
+    watcher.wait_until_resolved()
+
+
+def test_as_many_connections_as_a_proxy_takes_are_told(scene: Scene) -> None:
+    watcher, proxy = scene.watcher, scene.proxies["2.6"]
+    here = {"instance": instance(proxy), "cluster": "orders"}
+    with contextlib.ExitStack() as stack:
+        # They go nowhere, so that neither a frontend nor a server has its fill.
+        for _ in range(CONNECTION_LIMIT - 5):
+            stack.enter_context(proxy.connect(proxy.metrics_port))
+        watcher.wait_for_alert("HaproxyConnectionsNearLimit", severity="ticket", **here)
+        assert {alert["instance"] for alert in watcher.alerts()} == {here["instance"]}
+    watcher.wait_until_resolved()
+
+
+def test_a_server_that_passes_its_checks_and_takes_no_connection_is_told(scene: Scene) -> None:
+    watcher, proxy = scene.watcher, scene.proxies[LAST]
+    over = threading.Event()
+
+    def try_again() -> None:
+        with contextlib.ExitStack() as stack:
+            while not over.wait(0.5):
+                stack.enter_context(proxy.connect(proxy.primary_port))
+
+    for line in scene.lines:
+        line.refuse()
+    client = threading.Thread(target=try_again)
+    client.start()
+    here = {"instance": instance(proxy), "cluster": "orders", "proxy": "primary"}
+    try:
+        watcher.wait_for_alert("HaproxyConnectionErrors", severity="ticket", **here)
+        assert {alert["instance"] for alert in watcher.alerts()} == {here["instance"]}
+    finally:
+        over.set()
+        client.join()
+        for line in scene.lines:
+            line.accept()
     watcher.wait_until_resolved()
 
 

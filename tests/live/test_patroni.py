@@ -31,6 +31,8 @@ class Scene(NamedTuple):
     billing: Pair
     orders: Pair
     watcher: Prometheus
+    exporters: dict[str, Exporter]
+    """Those of `orders`, by member."""
 
     @property
     def pairs(self) -> tuple[Pair, Pair]:
@@ -68,6 +70,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     except RuntimeError as error:
         given(f"Patroni cannot be had: {error}")
     jobs: dict[str, dict[str, Any]] = {}
+    exporters: dict[str, Exporter] = {}
     with contextlib.ExitStack() as stack:
 
         def started(of: Programs, scope: str) -> Pair:
@@ -81,6 +84,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
                 dsn = member.conninfo(**PGVIGIL.login)
                 exporter = stack.enter_context(Exporter(environment={"PGVIGIL_DSN": dsn}))
                 ports[f"{member.name}:9187"] = exporter.port
+                exporters |= {member.name: exporter} if pair is orders else {}
             for job in scrape_configuration(pair, ports):
                 known = jobs.setdefault(job["job_name"], job)
                 if known is not job:
@@ -89,7 +93,11 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         watcher = Prometheus(program, list(jobs.values()), [rules], every="500ms")
         stack.enter_context(watcher)
         watcher.wait_until("count(up == 1) == 8")
-        yield Scene(billing, orders, watcher)
+        try:
+            yield Scene(billing, orders, watcher, exporters)
+        finally:
+            for exporter in exporters.values():
+                exporter.stop()
 
 
 def agreed(scene: Scene, pair: Pair) -> tuple[Member, int]:
@@ -222,6 +230,25 @@ def test_a_killed_leader_is_missed_until_another_leads_and_it_is_back(scene: Sce
         pair.wait_until_streaming()
         agreed(scene, pair)
     watcher.wait_until_resolved(but="PatroniFlapping")
+
+
+def test_an_exporter_that_asks_another_server_than_its_label_says_is_told(scene: Scene) -> None:
+    watcher, pair = scene.watcher, scene.orders
+    leader, _ = agreed(scene, pair)
+    exporter = scene.exporters[leader.name]
+
+    def ask(member: Member) -> None:
+        scene.exporters[leader.name].stop()
+        dsn = member.conninfo(**PGVIGIL.login)
+        moved = Exporter(environment={"PGVIGIL_DSN": dsn}, port=exporter.port)
+        scene.exporters[leader.name] = moved
+
+    ask(pair.other(leader))
+    watcher.wait_for_alert(
+        "PatroniDisagrees", severity="ticket", cluster="orders", member=leader.name
+    )
+    ask(leader)
+    watcher.wait_until_resolved("PatroniDisagrees")
 
 
 def test_two_leaders_and_then_none_that_answers_are_told(scene: Scene) -> None:
