@@ -69,11 +69,16 @@ class Pooler:
 
 @contextlib.contextmanager
 def running(
-    server: Server, settings: str, program: str, port: int | None = None
+    server: Server,
+    settings: str,
+    program: str,
+    port: int | None = None,
+    as_role: Role = PGVIGIL,
 ) -> Iterator[Pooler]:
     """Yield a PgBouncer that knows the users above, each by a password.
 
-    `settings` are further lines of its configuration; `port` is a free one when absent.
+    `settings` are further lines of its configuration; `port` is a free one when absent. The server
+    sees all clients as one role.
     """
     with tempfile.TemporaryDirectory(prefix="pgvigil-pgbouncer-") as directory:
         users = Path(directory, "users")
@@ -81,7 +86,9 @@ def running(
         Path(directory).chmod(0o755)
         ours = f"auth_type = scram-sha-256\nauth_file = {users}\n"
         ours += f"stats_users = {STATS.name}\nadmin_users = {ADMIN.name}\n"
-        with _started(server, program, "app", ours + settings, port or free_port()) as pooler:
+        with _started(
+            server, program, "app", ours + settings, port or free_port(), as_role
+        ) as pooler:
             _wait_until_it_answers(pooler, pooler.login(ADMIN, "pgbouncer"))
             yield pooler
 
@@ -96,20 +103,20 @@ def pooled(server: Server, mode: str, settings: str = "") -> Iterator[int]:
     if program is None:
         raise FileNotFoundError("pgbouncer is not installed")
     ours = f"auth_type = any\npool_mode = {mode}\ndefault_pool_size = 3\n"
-    with _started(server, program, "postgres", ours + settings, free_port()) as pooler:
+    with _started(server, program, "postgres", ours + settings, free_port(), PGVIGIL) as pooler:
         _wait_until_it_answers(pooler, {**pooler.login(), "user": "pgvigil", "dbname": "postgres"})
         yield pooler.port
 
 
 @contextlib.contextmanager
 def _started(
-    server: Server, program: str, database: str, settings: str, port: int
+    server: Server, program: str, database: str, settings: str, port: int, as_role: Role
 ) -> Iterator[Pooler]:
     user, group = account()
     with tempfile.TemporaryDirectory(prefix="pgvigil-pgbouncer-") as directory:
         path = Path(directory)
-        password = PGVIGIL.password.replace("'", "''")
-        there = f"host=127.0.0.1 port={server.port} dbname=postgres user=pgvigil"
+        password = as_role.password.replace("'", "''")
+        there = f"host=127.0.0.1 port={server.port} dbname=postgres user={as_role.name}"
         (path / "pgbouncer.ini").write_text(
             f"[databases]\n{database} = {there} password='{password}'\n"
             f"{database}_session = {there} password='{password}' pool_mode=session\n"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import psycopg
 import yaml
@@ -25,6 +25,9 @@ from lab.disk import Disk
 from lab.exporter import Exporter
 from lab.postgres import DEFAULT_HBA, Server, Setting
 from lab.prometheus import Prometheus
+from tests.faults.pieces import Piece
+from tests.faults.pieces.pooler import pooler
+from tests.faults.pieces.watching import watching
 from tests.faults.surroundings import (
     CAPACITY,
     declared,
@@ -55,6 +58,8 @@ SETTINGS: Mapping[str, Setting] = {
 
 HBA = ("host all client 127.0.0.1/32 trust", *DEFAULT_HBA)
 
+Kind = TypeVar("Kind", bound=Piece)
+
 Objectives = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 OTHERS: Objectives = {
@@ -73,7 +78,7 @@ class Scene(NamedTuple):
     objectives: Objectives = MappingProxyType({})
     surround: "Callable[[Stage], AbstractContextManager[object]]" = contextlib.nullcontext
     """Puts there what else is needed, before anybody watches; it may tell the exporter and
-    Prometheus of it, by the stage's `targets` and `jobs`."""
+    Prometheus of it, by the stage's `targets` and `jobs`, or as a Piece."""
     factor: float = hurry.FACTOR
     """How many times as fast the clock of the rules runs."""
     around: Collection[str] = ()
@@ -112,6 +117,10 @@ SCENES: Mapping[str, Scene] = {
         over_days,
         factor=7200,
     ),
+    # What may take a night takes a moment.
+    "quick backups": Scene(objectives={"BAK-2": {"backup_seconds": {"ticket": 10}}}),
+    "pooler": Scene(surround=pooler),
+    "watching": Scene(surround=watching),
 }
 """Faults of one scene leave nothing behind that concerns the others."""
 
@@ -226,7 +235,8 @@ class Stage:
             self.primary.execute(
                 "revoke create on schema public from public; analyze", database=database
             )
-        enter(self.scene.surround(self))
+        around = enter(self.scene.surround(self))
+        self._piece = around if isinstance(around, Piece) else Piece()
         # From 15 on a server that was just started minds archive_timeout only after a checkpoint.
         self.primary.execute("checkpoint")
         load = Load(self.primary.conninfo(dbname=DATABASE))
@@ -241,6 +251,7 @@ class Stage:
     def _watch(self) -> None:
         enter = self._stack.enter_context
         self._package = hurry.package(ROOT / "exporter" / "pgvigil", self.directory / "exporter")
+        self._piece.plant(self._package)
         self._configuration = self.directory / "pgvigil.yml"
         self._configuration.touch(0o600)
         self._configuration.write_text(yaml.safe_dump(self.configuration()))
@@ -253,10 +264,14 @@ class Stage:
         self.alertmanager = enter(Alertmanager(mailer, ROUTES))
         copies = self.directory / "rules"
         copies.mkdir()
+        jobs: list[dict[str, Any]] = [
+            {"job_name": "postgresql", "http_sd_configs": [self._discovery()]}
+        ]
+        self._piece.jobs(jobs)
         self.prometheus = enter(
             Prometheus(
                 program,
-                [{"job_name": "postgresql", "http_sd_configs": [self._discovery()]}, *self.jobs],
+                [*jobs, *self.jobs],
                 [hurry.hurried(file, copies, LEAST, self.scene.factor) for file in self._rules],
                 alertmanager=self.alertmanager.port,
             )
@@ -267,6 +282,10 @@ class Stage:
         environment = {"PYTHONPATH": str(self._package)}
         return Exporter("--config", str(self._configuration), environment=environment, port=port)
 
+    def another_exporter(self) -> Exporter:
+        """Start a second one by the same configuration, which Prometheus does not know."""
+        return self._exporter()
+
     def start_exporter_anew(self) -> None:
         """Start another where the first one was."""
         self.exporter = self._exporter(self.exporter.port)
@@ -276,7 +295,7 @@ class Stage:
         kind: str,
         age: str = "1 minute",
         ok: bool = True,
-        lasted: str = "5 minutes",
+        lasted: str = "5 seconds",
         place: str = "here",
     ) -> None:
         """Write down what a job has done some time ago."""
@@ -307,7 +326,7 @@ class Stage:
             for standard, names in given.items():
                 for name, by_severity in names.items():
                     numbers.setdefault(standard, {}).setdefault(name, {}).update(by_severity)
-        return {
+        told = {
             "targets": {
                 name: {
                     "connection": {
@@ -321,6 +340,14 @@ class Stage:
                 for name, server in (("primary", self.primary), ("standby", self.standby))
             }
         }
+        self._piece.configure(told)
+        return told
+
+    def piece(self, kind: type[Kind]) -> Kind:
+        """What the scene has beside the pair; raises TypeError when it is something else."""
+        if not isinstance(self._piece, kind):
+            raise TypeError(f"the scene has no {kind.__name__}")
+        return self._piece
 
     def execute(self, text: str) -> list[tuple[Any, ...]]:
         """Run SQL in the database of the load."""

@@ -4,7 +4,9 @@ from tests.faults.matrix import (
     activity,
     availability,
     backup,
+    exporter,
     maintenance,
+    pooler,
     queries,
     replication,
     resources,
@@ -24,4 +26,6 @@ FAULTS = (
     *resources.FAULTS,
     *availability.FAULTS,
     *security.FAULTS,
+    *pooler.FAULTS,
+    *exporter.FAULTS,
 )

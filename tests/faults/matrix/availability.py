@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from lab import basebackup
 from lab.cluster import PGVIGIL
+from lab.postgres import Server
 from tests.faults.fault import Alert, Fault
 from tests.faults.stage import DATABASE, HBA, Stage
 
@@ -97,7 +98,7 @@ def _back_and_forth(stage: Stage) -> Iterator[None]:
     stage.standby.promote()
     stage.prometheus.wait_until('pg_timeline_id{instance="standby"} == 2')
     stage.standby.stop()
-    _follow_at_start(stage)
+    _follow_at_start(stage.standby)
     stage.standby.set({"primary_conninfo": ""})
     stage.standby.start()
     stage.standby.promote()
@@ -111,7 +112,7 @@ def _copy_anew(stage: Stage) -> None:
     standby.stop()
     shutil.rmtree(standby.data)
     basebackup.take(primary, standby.data, wal=True)
-    _follow_at_start(stage)
+    _follow_at_start(stage.standby)
     conninfo = primary.conninfo(dbname=None, application_name="standby")
     standby.set({"primary_conninfo": conninfo})
     standby.set_hba(HBA)
@@ -119,8 +120,8 @@ def _copy_anew(stage: Stage) -> None:
     primary.wait_until("select count(*) = 1 from pg_stat_replication where state = 'streaming'", 60)
 
 
-def _follow_at_start(stage: Stage) -> None:
-    signal_file = stage.standby.data / "standby.signal"
+def _follow_at_start(server: Server) -> None:
+    signal_file = server.data / "standby.signal"
     signal_file.touch()
     basebackup.own(signal_file)
 

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 
+import psycopg
+
 from tests.faults.fault import Alert, Fault
 from tests.faults.stage import Stage
 
@@ -74,7 +76,7 @@ def _recorded(
     age: str = "1 minute",
     *,
     ok: bool = True,
-    lasted: str = "5 minutes",
+    lasted: str = "5 seconds",
     only: bool = False,
 ) -> Iterator[None]:
     """The newest of its kind is such a one, or the only one."""
@@ -85,6 +87,16 @@ def _recorded(
     stage.record(kind)
     if kind == "backup":
         stage.record(kind, place="elsewhere")
+
+
+@contextlib.contextmanager
+def _backup_stuck(stage: Stage) -> Iterator[None]:
+    """Whoever takes a backup reads no more of it."""
+    conninfo = stage.primary.conninfo(dbname=None, replication="true", application_name="backup")
+    command = b"BASE_BACKUP (LABEL 'fault')" if stage.major >= 15 else b"BASE_BACKUP LABEL 'fault'"
+    with contextlib.closing(psycopg.connect(conninfo, autocommit=True)) as session:
+        session.pgconn.send_query(command)
+        yield
 
 
 FAULTS = (
@@ -180,5 +192,11 @@ FAULTS = (
         partial(_recorded, kind="failover_drill", age="200 days"),
         (Alert("FailoverDrillOverdue", "ticket", "primary"),),
         also=("FailoverDrillDue",),
+    ),
+    Fault(
+        "whoever takes a base backup reads no more of it",
+        _backup_stuck,
+        (Alert("BaseBackupLong", "ticket", "primary"),),
+        scene="quick backups",
     ),
 )

@@ -7,6 +7,7 @@ from functools import partial
 
 import psycopg
 
+from lab.line import Line
 from lab.postgres import Setting
 from tests.faults.fault import Alert, Fault
 from tests.faults.matrix.availability import OUTAGE
@@ -93,9 +94,9 @@ def _write(stage: Stage, megabytes: int) -> None:
 
 
 @contextlib.contextmanager
-def _subscribed(stage: Stage) -> Iterator[None]:
-    """A table of one database goes to another by a subscription that works."""
-    there = stage.primary.conninfo(dbname=DATABASE)
+def _subscribed(stage: Stage, port: int | None = None) -> Iterator[None]:
+    """A table of one database goes to another by a subscription that works, by a way of its own."""
+    there = stage.primary.conninfo(dbname=DATABASE, port=port or stage.primary.port)
     for database in (DATABASE, "postgres"):
         stage.primary.execute(
             "create table sent (id int primary key); analyze sent", database=database
@@ -133,6 +134,15 @@ def _subscription_conflicts(stage: Stage) -> Iterator[None]:
         stage.execute("insert into sent values (1)")
         yield
         stage.primary.execute("delete from sent")
+
+
+@contextlib.contextmanager
+def _subscription_unheard(stage: Stage) -> Iterator[None]:
+    """What the publisher sends does not arrive, and the connection is not closed."""
+    with Line("127.0.0.1", stage.primary.port) as line, _subscribed(stage, line.port):
+        line.freeze()
+        yield
+        line.thaw()
 
 
 @contextlib.contextmanager
@@ -256,6 +266,18 @@ FAULTS = (
         _subscription_disabled,
         (Alert("SubscriptionDisabled", "ticket", "primary"),),
         also=("SlotInactive", "SubscriptionTablesNotReady"),
+    ),
+    Fault(
+        "nothing comes from a publisher any more, and the connection stays",
+        _subscription_unheard,
+        (Alert("SubscriptionSilent", "ticket", "primary"),),
+        also=(
+            "SubscriptionTablesNotReady",
+            "LogicalReplicationLag",
+            "SlotInactive",
+            "SchemaChanged",
+        ),
+        lingers=("SchemaChanged",),
     ),
     Fault(
         "a row that a subscription brings is there already",

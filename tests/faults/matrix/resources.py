@@ -124,6 +124,24 @@ def _killed(_: Stage) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def _no_checkpoint(stage: Stage) -> Iterator[None]:
+    """The checkpointer hangs, as on a disk that does not answer, and WAL goes on."""
+    ((pid,),) = stage.execute(
+        "select pid from pg_stat_activity where backend_type = 'checkpointer'"
+    )
+    stage.primary.set({"max_wal_size": "8MB"})
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(40):
+            stage.execute("select pg_logical_emit_message(false, 'fault', repeat('x', 1000000))")
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    stage.primary.set({"max_wal_size": None})
+    stage.execute("checkpoint")
+
+
 FAULTS = (
     Fault(
         "a disk takes long to read",
@@ -173,5 +191,13 @@ FAULTS = (
         _killed,
         (Alert("OutOfMemory", "ticket", "primary"),),
         scene="machine",
+    ),
+    Fault(
+        "a checkpoint hangs while WAL is written",
+        _no_checkpoint,
+        (Alert("RecoveryLong", "ticket", "primary"),),
+        # It is the checkpointer that minds archive_timeout.
+        also=("RecoveryPointOld", "SettingsChanged", "WalLarge"),
+        lingers=("SettingsChanged",),
     ),
 )
