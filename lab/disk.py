@@ -89,15 +89,13 @@ class Disk:
         (self.folder / "filler").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "files", ignore_errors=True)
 
-    def forget(self, folder: Path) -> None:
-        """Have what lies in one of its folders read from the disk again."""
-        for file in folder.iterdir():
-            if file.is_file():
-                descriptor = os.open(file, os.O_RDONLY)
-                try:
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-                finally:
-                    os.close(descriptor)
+    def forget(self, file: Path) -> None:
+        """Have a file of it read from the disk again."""
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
 
     def _device(self) -> str:
         return _run("losetup", "-j", str(self._image)).partition(":")[0]

@@ -35,17 +35,23 @@ _PAUSES = {"slow.py": ("REFRESH", "KEEP", "_RETRY", "_IDLE", "_HANDSHAKE"), "lan
 _EVERY = re.compile(r"\bevery: ?(\d+[smh])\b")
 
 
-def hurried(rules: Path, directory: Path, least: float = FOR_FLOOR, factor: float = FACTOR) -> Path:
+def hurried(
+    rules: Path,
+    directory: Path,
+    least: float = FOR_FLOOR,
+    factor: float = FACTOR,
+    window: float = RANGE_FLOOR,
+) -> Path:
     """Write a copy of a file of rules with `for`, intervals, ranges and offsets divided.
 
-    `least` is the shortest `for`, in seconds.
+    `least` is the shortest `for` and `window` the shortest range, in seconds.
     """
     content = yaml.safe_load(rules.read_text())
     for group in content["groups"]:
         if "interval" in group:
             group["interval"] = _shorter(group["interval"], FOR_FLOOR, factor)
         for rule in group["rules"]:
-            rule["expr"] = _expression(str(rule["expr"]), factor)
+            rule["expr"] = _expression(str(rule["expr"]), factor, window)
             if "for" in rule:
                 rule["for"] = _shorter(rule["for"], least, factor)
     copy = directory / rules.name
@@ -87,15 +93,15 @@ def package(source: Path, directory: Path) -> Path:
     return directory
 
 
-def _expression(expression: str, factor: float) -> str:
-    shorter = _RANGE.sub(lambda found: _range(found, factor), expression)
+def _expression(expression: str, factor: float, window: float) -> str:
+    shorter = _RANGE.sub(lambda found: _range(found, factor, window), expression)
     return _OFFSET.sub(lambda found: found[1] + _shorter(found[2], 0, factor), shorter)
 
 
-def _range(found: re.Match[str], factor: float) -> str:
+def _range(found: re.Match[str], factor: float, least: float) -> str:
     window, colon, step = found.groups()
     finer = _shorter(step, 1.0, factor) if step else ""
-    return f"[{_shorter(window, RANGE_FLOOR, factor)}{':' if colon else ''}{finer}]"
+    return f"[{_shorter(window, least, factor)}{':' if colon else ''}{finer}]"
 
 
 def _shorter(duration: str, floor: float, factor: float) -> str:

@@ -46,7 +46,7 @@ def test_a_disk_is_filled_by_bytes_or_by_files_and_freed(disk: Disk) -> None:
 def test_a_slow_disk_reads_no_more_often_than_it_may(disk: Disk) -> None:
     os.sync()
     disk.slow_down(read_iops=20)
-    disk.forget(disk.folder)
+    disk.forget(disk.folder / "held")
     begun = time.monotonic()
     with (disk.folder / "held").open("rb", buffering=0) as file:
         for place in range(10):

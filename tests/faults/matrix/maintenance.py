@@ -83,7 +83,7 @@ def _workers_busy(stage: Stage) -> Iterator[None]:
     stage.execute(f"drop table {', '.join(_HEAPED)}")
 
 
-_HEAPED = ("heaped_1", "heaped_2", "heaped_3", "heaped_4")
+_HEAPED = tuple(f"heaped_{number}" for number in range(8))
 
 
 def _burn(stage: Stage, transactions: int) -> None:
@@ -143,7 +143,13 @@ FAULTS = (
         "autovacuum has fewer workers than it needs",
         _workers_busy,
         (Alert("AutovacuumWorkersBusy", "ticket", "primary"),),
-        also=("AutovacuumBehind", "StatisticsStale", "NeverAnalyzed"),
+        also=(
+            "AutovacuumBehind",
+            "NeverAnalyzed",
+            "SchemaChanged",
+            "SettingsChanged",
+            "StatisticsStale",
+        ),
         scene="small",
     ),
 )

@@ -24,28 +24,30 @@ def _slow_reads(stage: Stage) -> Iterator[None]:
     )
     stage.execute("vacuum analyze wide")
     stage.execute("checkpoint")
-    ((oid,),) = stage.execute("select oid from pg_database where datname = current_database()")
+    ((path,),) = stage.execute("select pg_relation_filepath('wide')")
     over = threading.Event()
 
-    def read() -> None:
+    def read(first: int) -> None:
         with stage.session() as session:
             session.autocommit = True
-            for number in count():
+            for number in count(first):
                 if over.is_set():
                     return
-                if number % 200 == 0:
-                    stage.disk.forget(stage.disk.folder / str(oid))
+                if number % 100 == 0:
+                    stage.disk.forget(stage.primary.data / path)
                 session.execute("select filler from wide where id = %s", [number * 77 % 10_000])
 
     stage.disk.slow_down(read_iops=50)
-    worker = threading.Thread(target=read)
-    worker.start()
+    workers = [threading.Thread(target=read, args=(first * 1000,)) for first in range(3)]
+    for worker in workers:
+        worker.start()
     try:
         yield
     finally:
         over.set()
         stage.disk.hasten()
-        worker.join()
+        for worker in workers:
+            worker.join()
         stage.execute("drop table wide; checkpoint")
 
 
@@ -150,27 +152,28 @@ FAULTS = (
             Alert("DiskReadsSlow", "ticket", "primary"),
             Alert("HostStalls", "ticket", "primary", (("resource", "io"),)),
         ),
-        also=("CacheMissed",),
+        also=("CacheMissed", "CostlyStatement", "SchemaChanged", "SlowStatement"),
         scene="machine",
     ),
     Fault(
         "a disk takes longer to write than checkpoints have",
         partial(_checkpoints, slow=True),
         (Alert("CheckpointsSlow", "ticket", "primary"),),
-        also=("CheckpointsRequested", "SchemaChanged"),
+        also=("CheckpointsRequested", "SchemaChanged", "TableWithoutPrimaryKey"),
         scene="days",
     ),
     Fault(
         "a job asks for a checkpoint again and again",
         partial(_checkpoints, slow=False),
         (Alert("CheckpointsRequested", "ticket", "primary"),),
-        also=("CheckpointsSlow", "SchemaChanged"),
+        also=("CheckpointsSlow", "SchemaChanged", "TableWithoutPrimaryKey"),
         scene="days",
     ),
     Fault(
         "sessions have to synchronize files themselves",
         _sessions_synchronize,
         (Alert("SessionsSynchronize", "ticket", "primary"),),
+        also=("CacheMissed", "NeverAnalyzed", "SchemaChanged", "TableWithoutPrimaryKey"),
         scene="few buffers",
     ),
     Fault(

@@ -113,6 +113,7 @@ FAULTS = (
         "a client comes over the network without encryption",
         _unencrypted,
         (Alert("SessionsUnencrypted", "ticket", "primary"),),
+        also=("RoleUnencrypted",),
         scene="small",
     ),
 )

@@ -148,13 +148,14 @@ FAULTS = (
         "WAL takes much more room than it shall",
         _wal,
         (Alert("WalLarge", "ticket", "primary"),),
-        also=("SlotFillsDisk", "SlotInactive"),
+        also=("CheckpointsRequested", "SettingsChanged", "SlotFillsDisk", "SlotInactive"),
         scene="small",
     ),
     Fault(
         "the server's files have used up what they were given",
         _full,
         (Alert("StorageFull", "page", "primary"),),
+        also=("CacheMissed", "CheckpointsRequested", "SchemaChanged", "TableWithoutPrimaryKey"),
         scene="small",
     ),
     Fault(
@@ -164,9 +165,11 @@ FAULTS = (
         also=(
             "AutovacuumBehind",
             "CacheMissed",
+            "CostlyStatement",
             "NeverAnalyzed",
             "SchemaChanged",
             "StatisticsStale",
+            "TableWithoutPrimaryKey",
         ),
         scene="days",
     ),
@@ -193,7 +196,7 @@ FAULTS = (
         "a disk fills up within days",
         _disk_fills,
         (Alert("FilesystemFills", "ticket"),),
-        also=("StorageFills",),  # what fills it lies among the server's files
+        also=("CostlyStatement", "StorageFills"),  # what fills it lies among the server's files
         scene="days",
     ),
 )
