@@ -4,8 +4,10 @@ import argparse
 import re
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.report import machine
 from lab.binaries import find
@@ -13,6 +15,20 @@ from tests.faults import report
 from tests.faults.fault import Fault, Result, play
 from tests.faults.matrix import FAULTS
 from tests.faults.stage import Stage
+
+ALONE = {"machine"}
+"""Scenes that take the machine's processors, beside which nothing else is played."""
+
+MOST = 20
+"""Faults that are played on one stage at most, so that several can be played at once."""
+
+
+class Act(NamedTuple):
+    """Faults that are played on one stage, one after the other."""
+
+    major: int
+    scene: str
+    faults: Sequence[Fault]
 
 
 def main() -> int:
@@ -24,8 +40,14 @@ def main() -> int:
     faults = [fault for fault in FAULTS if re.search(told.only, fault.name)]
     majors = [int(word) for word in told.major.split(",")]
     begun = time.monotonic()
-    with ThreadPoolExecutor(len(majors)) as pool:
-        played = dict(zip(majors, pool.map(lambda m: _played(m, faults), majors), strict=True))
+    played: dict[int, dict[str, Result]] = {major: {} for major in majors}
+    acts = [act for major in majors for act in _acts(major, faults)]
+    acts.sort(key=lambda act: -len(act.faults))
+    for alone in (False, True):
+        with ThreadPoolExecutor(1 if alone else told.stages) as pool:
+            chosen = [act for act in acts if (act.scene in ALONE) == alone]
+            for act, results in zip(chosen, pool.map(_played, chosen), strict=True):
+                played[act.major] |= results
     broken = sum(bool(result.broken) for of in played.values() for result in of.values())
     print(f"{time.monotonic() - begun:.0f} s, {broken} not as they shall be")
     if told.page:
@@ -40,18 +62,25 @@ def main() -> int:
     return int(broken > 0)
 
 
-def _played(major: int, faults: list[Fault]) -> dict[str, Result]:
-    """What was seen of each fault that can be played on a major version."""
-    played: dict[str, Result] = {}
+def _acts(major: int, faults: Sequence[Fault]) -> Iterator[Act]:
+    """What is played on a major version, in parts that can be played side by side."""
     fitting = [fault for fault in faults if fault.since <= major < fault.until]
     for scene in dict.fromkeys(fault.scene for fault in fitting):
-        with Stage(major, scene) as stage:
-            stage.settle()
-            for fault in (fault for fault in fitting if fault.scene == scene):
-                begun = time.monotonic()
-                played[fault.name] = result = play(fault, stage)
-                took = time.monotonic() - begun
-                print(f"{major}, {took:3.0f} s: {report.line(fault.name, result)}", flush=True)
+        of = [fault for fault in fitting if fault.scene == scene]
+        for first in range(0, len(of), MOST):
+            yield Act(major, scene, of[first : first + MOST])
+
+
+def _played(act: Act) -> dict[str, Result]:
+    """What was seen of each fault of a part."""
+    played: dict[str, Result] = {}
+    with Stage(act.major, act.scene) as stage:
+        stage.settle()
+        for fault in act.faults:
+            begun = time.monotonic()
+            played[fault.name] = result = play(fault, stage)
+            took = time.monotonic() - begun
+            print(f"{act.major}, {took:3.0f} s: {report.line(fault.name, result)}", flush=True)
     return played
 
 
@@ -61,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         "--only", default="", metavar="PATTERN", help="faults with this in the name"
     )
     parser.add_argument("--major", default="13,18", help="versions of PostgreSQL (default 13,18)")
+    parser.add_argument(
+        "--stages", type=int, default=3, help="how many are played at once (default 3)"
+    )
     parser.add_argument("--page", type=Path, help="write the tables into this page")
     return parser
 
