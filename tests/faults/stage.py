@@ -251,7 +251,11 @@ class Stage:
         self.primary.execute("checkpoint")
         load = Load(self.primary.conninfo(dbname=DATABASE))
         self._stack.callback(load.stop)
+        self.furnish()
         self._watch()
+
+    def furnish(self) -> None:
+        """Put up what else shall be there before anybody watches; nothing here."""
 
     def _archive_command(self) -> str:
         """It refuses or hangs for as long as a file says so, and keeps what it was given last."""

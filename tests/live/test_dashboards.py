@@ -3,6 +3,9 @@
 import contextlib
 import os
 import re
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,50 +13,173 @@ from typing import Any
 
 import psycopg
 import pytest
+from pgvigil import catalogue
 
-from lab import alertmanager, grafana, prometheus, series
+from lab import alertmanager, grafana, pgbouncer, prometheus, rules, series
+from lab.exporter import Exporter
+from lab.grafana import Asked
+from lab.pgbouncer import STATS
 from tests.faults.stage import DATABASE, Stage
 
 FILES = [file for file in grafana.files() if file.stem not in series.OTHERS]
 MEMBERS = "primary", "standby"
-TARGETS = *MEMBERS, "away"
+TARGETS = *MEMBERS, "away", "pool", "own"
 
-UNSHOWN: Mapping[str, str] = {}
-"""Panels for which this stage has nothing to show, and why."""
+A_WEEK = "the stage is minutes old, and shows what is by that of a week ago"
+UNSHOWN: Mapping[str, str] = {
+    "As many as a week ago?": A_WEEK,
+    "Mean time now and a week ago": A_WEEK,
+    "Which became slower?": A_WEEK,
+    "instance:pg_storage_bytes:full_in_seconds": A_WEEK,
+    "instance_datname:pg_database_datminmxid:left_seconds": "it uses no multixacts",
+    "What failed?": "nothing fails",
+    "Commands that take long": "a vacuum may be over before anybody looks",
+    "pg_stat_subscription_last_msg_receipt_age_seconds": "tests/live/test_replication.py has one",
+    "pg_stat_progress_basebackup_age_seconds": "no base backup runs",
+    "pgbackrest_": "tests/live/test_repository.py has a pgBackRest",
+    "pg_log_statement_duration_seconds_bucket": "tests/live/test_latency.py has a log",
+    "pg_ls_logdir_bytes": "the lab's servers log to where the lab reads",
+    "pgvigil_server_certificate_expiry_timestamp_seconds": "not every build has TLS",
+}
+"""Panels, and series by how their names begin, of which this stage has none, and why."""
 
 every = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
+SCHEMA = """
+create table unkeyed (id int, parked bigint references parked, note text);
+insert into unkeyed select n, null, repeat('x', 20) from generate_series(1, 400000) n;
+create index once on unkeyed (id);
+create index twice on unkeyed (id);
+create table parts (at date not null) partition by range (at);
+create table part partition of parts for values from ('2020-01-01') to ('2030-01-01');
+create table rest partition of parts default;
+create table tenants (id int);
+alter table tenants enable row level security;
+create table counted (id smallserial);
+select setval('counted_id_seq', 30000);
+select pg_create_logical_replication_slot('applied', 'pgoutput');
+create publication everything for table orders;
+create role leaver login password 'x' valid until '2035-01-01' connection limit 5;
+alter database shop connection limit 35;
+create database copies;
+analyze
+"""
+"""What a dashboard has a panel for, and a server that is well has not."""
+
+BUSY = """
+do $$ begin loop perform count(*) from unkeyed; perform pg_sleep(0.2); end loop; end $$
+"""
+
 
 class Watched(Stage):
-    """A pair with a server beside it that does not answer."""
+    """A pair where much is amiss, a server that does not answer, a PgBouncer, and the exporter."""
+
+    def __init__(self, major: int, program: str) -> None:
+        """`program` is the PgBouncer that is run."""
+        super().__init__(major)
+        self._program = program
+
+    def furnish(self) -> None:
+        for statement in SCHEMA.split(";"):
+            self.execute(statement)
+        grant = "grant execute on function pg_show_all_file_settings() to pgvigil"
+        self.primary.execute(f"{grant};{printed('grants', '--security', '--host')}")
+        self.execute(f"{printed('grants', '--bloat', '--sequences')}")
+        self.primary.execute(
+            "insert into pgvigil.record (kind, place, started, ended, ok, size_bytes, window_start)"
+            " values ('backup', 'here', now() - interval '20 s', now(), true, 1e6,"
+            " now() - interval '8 days')"
+        )
+        publisher = self.primary.conninfo(dbname=DATABASE)
+        for statement in (
+            "create table orders (id bigint primary key, note text)",
+            f"create subscription applied connection '{publisher}' publication everything"
+            " with (create_slot = false, slot_name = 'applied', copy_data = false)",
+        ):
+            self.primary.execute(statement, database="copies")
+        self.standby.set(
+            {
+                "hot_standby_feedback": True,
+                "max_slot_wal_keep_size": "1GB",
+                "track_io_timing": False,
+            }
+        )
+        self.standby.execute("select pg_create_physical_replication_slot('kept', true)")
+        self.pooler = self._stack.enter_context(pgbouncer.running(self.primary, "", self._program))
+        for scene in (self._sessions(), self._clients()):
+            self._stack.enter_context(scene)
 
     def configuration(self) -> dict[str, Any]:
         told = super().configuration()
+        login = self.pooler.login(STATS, "pgbouncer")
         told["targets"]["away"] = {"dsn": "host=127.0.0.1 port=1"}
+        told["targets"]["pool"] = {"kind": "pgbouncer", "connection": login}
+        for of in MEMBERS:
+            told["targets"][of]["enable"] = ["host", "queries.texts"]
+            capacity = {"STO-1": {"capacity_bytes": {"page": 1e12, "ticket": 1e12}}}
+            told["targets"][of]["objectives"] |= capacity
         return told
+
+    def _exporter(self, port: int | None = None) -> Exporter:
+        exporter = super()._exporter(port)
+        own = {"targets": [f"127.0.0.1:{exporter.port}"], "labels": {"instance": "own"}}
+        self.jobs = [{"job_name": "own", "static_configs": [own]}]
+        return exporter
+
+    @contextlib.contextmanager
+    def _sessions(self) -> Iterator[None]:
+        """One reads, one vacuums, one is idle, and one waits for what the idle one has locked."""
+        slowly = "-c vacuum_cost_delay=100 -c vacuum_cost_limit=1"
+        with contextlib.ExitStack() as stack:
+            busy = stack.enter_context(self.session())
+            vacuuming = stack.enter_context(self.session(options=slowly))
+            idle = stack.enter_context(self.session())
+            waiting = stack.enter_context(self.session())
+            standby = self.standby.conninfo(dbname=DATABASE)
+            stack.enter_context(contextlib.closing(psycopg.connect(standby)))
+            busy.pgconn.send_query(BUSY.encode())
+            vacuuming.pgconn.send_query(b"vacuum (disable_page_skipping) unkeyed")
+            idle.execute("lock table parked")
+            waiting.pgconn.send_query(b"select from parked")
+            try:
+                yield
+            finally:
+                for connection in (busy, vacuuming, waiting):
+                    connection.cancel_safe(timeout=5)
+
+    @contextlib.contextmanager
+    def _clients(self) -> Iterator[None]:
+        """Somebody asks through the pooler, whatever comes of it."""
+        over = threading.Event()
+
+        def ask() -> None:
+            with contextlib.closing(self.pooler.connect()) as connection:
+                while not over.wait(0.1):
+                    connection.execute("select 1")
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 @pytest.fixture(scope="module", params=[13, 18])
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    if prometheus.installed() is None or alertmanager.installed() is None:
-        reason = "Prometheus and Alertmanager are not both installed"
+    program = pgbouncer.available()
+    if program is None or prometheus.installed() is None or alertmanager.installed() is None:
+        reason = "Prometheus, Alertmanager and PgBouncer are not all installed"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    with Watched(request.param) as stage, faults(stage):
+    with Watched(request.param, program) as stage:
         yield stage
 
 
-@contextlib.contextmanager
-def faults(stage: Stage) -> Iterator[None]:
-    """Somebody who waits for a lock that somebody else holds, idle in a transaction."""
-    reading = contextlib.closing(psycopg.connect(stage.standby.conninfo(dbname=DATABASE)))
-    with reading, stage.session() as idle, stage.session() as waiting:
-        idle.execute("lock table parked")
-        waiting.pgconn.send_query(b"select from parked")
-        try:
-            yield
-        finally:
-            waiting.cancel_safe(timeout=5)
-            idle.rollback()
+def printed(*command: str) -> str:
+    """What our program prints."""
+    words = [sys.executable, "-m", "pgvigil", *command]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
 def chosen(instance: str) -> dict[str, str]:
@@ -62,17 +188,35 @@ def chosen(instance: str) -> dict[str, str]:
     return {**every, "instance": instance, "__rate_interval": "5s", "__range": "1m"}
 
 
+def unshown(of: Asked, major: int) -> bool:
+    """Whether this stage has nothing to show, or PostgreSQL has none of it in this version."""
+    rule = rules.make("panel", {"record": "panel", "expr": of.expression})
+    names = [selector.name for selector in rule.selectors()]
+    later = {
+        metric.name
+        for query in catalogue.load()
+        for metric in query.metrics
+        if not metric.fits(major)
+    }
+    return of.panel in UNSHOWN or any(
+        name in later or name.startswith(tuple(UNSHOWN)) for name in names
+    )
+
+
 @every
 def test_every_query_has_data(stage: Stage, file: Path) -> None:
     # Each query of some target, and each panel that says nothing else of both members.
-    asked = list(grafana.queries(file, chosen("")))
-    missing = {(of.panel, at, "any") for at, of in enumerate(asked) if of.panel not in UNSHOWN}
-    missing |= {(of.panel, -1, who) for of in asked if not of.empty_when for who in MEMBERS}
-    end = time.monotonic() + 60
+    asked = list(grafana.queries(file, chosen("x")))
+    members = MEMBERS if file.stem != "pooler" else ("pool",)
+    missing: set[tuple[str, int | str]]
+    missing = {(of.panel, at) for at, of in enumerate(asked) if not unshown(of, stage.major)}
+    missing |= {(of.panel, who) for of in asked if not of.empty_when for who in members}
+    end = time.monotonic() + 120
     while missing and time.monotonic() < end:
+        time.sleep(0.5)
         for target in TARGETS:
             for at, of in enumerate(grafana.queries(file, chosen(target))):
-                shown = {(of.panel, at, "any"), (of.panel, -1, target)}
+                shown: set[tuple[str, int | str]] = {(of.panel, at), (of.panel, target)}
                 if shown & missing and stage.prometheus.query(of.expression):
                     missing -= shown
     assert missing == set()
@@ -80,12 +224,13 @@ def test_every_query_has_data(stage: Stage, file: Path) -> None:
 
 @every
 def test_every_variable_has_values(stage: Stage, file: Path) -> None:
-    for member in MEMBERS:
+    shown = {"pool"} if file.stem == "pooler" else {*MEMBERS, "away"}
+    for member in {*MEMBERS} & shown or shown:
         for variable in grafana.variables(file):
             values = resolved(stage, variable, chosen(member))
-            if variable["name"] == "instance":
-                assert set(values) >= set(TARGETS)
             assert values, variable["name"]
+            if variable["name"] == "instance":
+                assert set(values) >= shown
 
 
 def resolved(stage: Stage, variable: Mapping[str, Any], given: Mapping[str, str]) -> list[str]:
@@ -100,11 +245,8 @@ def resolved(stage: Stage, variable: Mapping[str, Any], given: Mapping[str, str]
 
 @every
 def test_every_annotation_is_a_query_that_prometheus_takes(stage: Stage, file: Path) -> None:
-    told = {
-        of["name"]: stage.prometheus.query(grafana.replaced(of["expr"], chosen("primary")))
-        for of in grafana.annotations(file)
-    }
-    for name in ("Restarts", "Reloads"):
-        moments = {value / 1000 for _, value in told[name]}
-        assert moments
-        assert all(time.time() - 3600 < moment <= time.time() for moment in moments)
+    for of in grafana.annotations(file):
+        text = grafana.replaced(of["expr"], chosen("primary"))
+        stage.prometheus.query(text)  # one that it does not take raises HTTPError
+        if of["useValueForTime"]:
+            stage.prometheus.wait_until(f"({text}) / 1000 > time() - 3600")
