@@ -357,6 +357,11 @@ class Server:
         if self.running:
             self.reload()
 
+    def renew_certificate(self, days: int) -> None:
+        """Have another certificate, in force for new connections at once, that lasts for days."""
+        self._make_certificate(days)
+        self.reload()
+
     def destroy(self) -> None:
         """Stop without ceremony and remove every trace, of the standbys made here as well."""
         for standby in self.standbys:
@@ -394,11 +399,20 @@ class Server:
         if self.tls:
             self._make_certificate()
 
-    def _make_certificate(self) -> None:
+    def _make_certificate(self, days: int = 30) -> None:
         if not self.binaries.tls:
             raise ServerError(f"PostgreSQL {self.major} from {self.binaries.source} has no TLS")
         key = self.directory / "server.key"
-        command = ["openssl", "req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=localhost"]
+        command = [
+            "openssl",
+            "req",
+            "-x509",
+            "-nodes",
+            "-days",
+            str(days),
+            "-subj",
+            "/CN=localhost",
+        ]
         command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
         command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
         command += ["-keyout", str(key), "-out", str(self.certificate)]

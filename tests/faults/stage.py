@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -27,6 +28,7 @@ from lab.postgres import DEFAULT_HBA, Server, Setting
 from lab.prometheus import Prometheus
 from tests.faults.pieces import Piece
 from tests.faults.pieces.pooler import pooler
+from tests.faults.pieces.repository import repository
 from tests.faults.pieces.watching import watching
 from tests.faults.surroundings import (
     CAPACITY,
@@ -88,6 +90,7 @@ class Scene(NamedTuple):
     """Seconds that each range lasts at least."""
     around: Collection[str] = ()
     """Alerts that come of others on the machine, too, and then are not the scene's."""
+    tls: bool = False
 
 
 SCENES: Mapping[str, Scene] = {
@@ -124,9 +127,13 @@ SCENES: Mapping[str, Scene] = {
         factor=7200,
         window=15,
     ),
+    "encrypted": Scene(tls=True),
     # What may take a night takes a moment.
     "quick backups": Scene(objectives={"BAK-2": {"backup_seconds": {"ticket": 10}}}),
     "pooler": Scene(surround=pooler),
+    "repository": Scene(surround=repository),
+    # What is too old after a day is so after a minute and a half.
+    "repository that ages": Scene(surround=partial(repository, age=90)),
     "watching": Scene(surround=watching),
 }
 """Faults of one scene leave nothing behind that concerns the others."""
@@ -213,6 +220,7 @@ class Stage:
             binaries=find(self.major),
             settings={**SETTINGS, **self.scene.settings},
             initdb_options=["--data-checksums", "--wal-segsize=1"],
+            tls=self.scene.tls,
         )
         self._stack.callback(self.primary.destroy)
         self.archive = basebackup.archive(self.primary)

@@ -106,6 +106,22 @@ def _back_and_forth(stage: Stage) -> Iterator[None]:
     _copy_anew(stage)
 
 
+@contextlib.contextmanager
+def _left_behind(stage: Stage) -> Iterator[None]:
+    """The primary begins a new timeline, and the standby is held to the old one."""
+    stage.standby.set({"recovery_target_timeline": "current"})
+    stage.standby.restart()
+    primary = stage.primary
+    primary.stop()
+    _follow_at_start(primary)
+    primary.start()
+    primary.promote()
+    yield
+    stage.standby.set({"recovery_target_timeline": None})
+    stage.standby.restart()
+    primary.wait_until("select count(*) = 1 from pg_stat_replication where state = 'streaming'", 60)
+
+
 def _copy_anew(stage: Stage) -> None:
     """Make the standby one again, from a copy of the primary."""
     standby, primary = stage.standby, stage.primary
@@ -230,5 +246,27 @@ FAULTS = (
         (Alert("CrashRecovery", "ticket", "primary"),),
         also=OUTAGE,
         lingers=("NeverAnalyzed",),
+    ),
+    Fault(
+        "a standby stays on the timeline that its primary has left",
+        _left_behind,
+        (Alert("TimelineDivergence", "ticket", "standby"),),
+        also=(
+            "DatabaseDown",
+            "NoPrimary",
+            "PrimaryChanged",
+            "ReplicationLag",
+            "RoleFlapping",
+            "RoleUnexpected",
+            # On 13 a standby that has just started counts some, too.
+            "SessionsSynchronize",
+            "SettingsChanged",
+            "StandbyDisconnected",
+            "StandbyLost",
+            "StandbysMissing",
+            *OUTAGE,
+        ),
+        lingers=("RoleFlapping", "PrimaryChanged", "SettingsChanged", *OUTAGE),
+        scene="failover",
     ),
 )

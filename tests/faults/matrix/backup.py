@@ -99,6 +99,14 @@ def _backup_stuck(stage: Stage) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _backup_forgotten(stage: Stage) -> Iterator[None]:
+    """Somebody begins to copy the files and never says that it is over."""
+    stage.primary.execute("select pg_start_backup('fault', true)")
+    yield
+    stage.primary.execute("select pg_stop_backup()")
+
+
 FAULTS = (
     Fault(
         "the archive refuses WAL",
@@ -198,5 +206,12 @@ FAULTS = (
         _backup_stuck,
         (Alert("BaseBackupLong", "ticket", "primary"),),
         scene="quick backups",
+    ),
+    Fault(
+        "somebody begins an exclusive backup and forgets it",
+        _backup_forgotten,
+        (Alert("ExclusiveBackupOpen", "ticket", "primary"),),
+        scene="quick backups",
+        until=15,
     ),
 )

@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from lab.cluster import PGVIGIL
 from tests.faults.fault import Alert, Fault
 from tests.faults.pieces.watching import ROOM, Watching
 from tests.faults.stage import Stage
@@ -54,6 +55,19 @@ def _another_database(stage: Stage) -> Iterator[None]:
     stage.primary.execute("create database another")
     yield
     stage.primary.execute("drop database another")
+
+
+@contextlib.contextmanager
+def _no_second_session(stage: Stage) -> Iterator[None]:
+    """The scrapes keep their session, and what runs in the background gets none any more."""
+    stage.primary.execute(f"alter role {PGVIGIL.name} connection limit 1")
+    stage.primary.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        # The last statement of a scrape is ours.
+        f" where usename = '{PGVIGIL.name}' and query not like '%public.told%'"
+    )
+    yield
+    stage.primary.execute(f"alter role {PGVIGIL.name} connection limit 5")
 
 
 @contextlib.contextmanager
@@ -125,6 +139,13 @@ FAULTS = (
         "there are more databases than the exporter may visit",
         _another_database,
         (Alert("DatabasesNotVisited", "ticket", "primary"),),
+        scene="watching",
+    ),
+    Fault(
+        "the exporter's role may have one session alone",
+        _no_second_session,
+        (Alert("DataStale", "ticket", "primary"),),
+        also=("RoleConnectionsNearLimit", "DatabaseUnwatched", "DatabasesNotVisited"),
         scene="watching",
     ),
 )

@@ -58,6 +58,14 @@ def _unencrypted(stage: Stage) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _certificate(stage: Stage) -> Iterator[None]:
+    """One for a few days takes the place of one for a month."""
+    stage.primary.renew_certificate(days=10)
+    yield
+    stage.primary.renew_certificate(days=30)
+
+
 FAULTS = (
     Fault(
         "somebody turns fsync off",
@@ -115,5 +123,11 @@ FAULTS = (
         (Alert("SessionsUnencrypted", "ticket", "primary"),),
         also=("RoleUnencrypted",),
         scene="small",
+    ),
+    Fault(
+        "the server's certificate expires soon",
+        _certificate,
+        (Alert("CertificateExpires", "ticket", "primary"),),
+        scene="encrypted",
     ),
 )

@@ -21,14 +21,14 @@ ROOM = 4000
 
 _HANG = """
 
-async def _hang(self, deadline, ask=Collector._ask_here):
+async def _hang(self, *given, ask=Collector._ask_here):
     if self.target.name == "primary" and os.path.exists({path!r}):
         os.unlink({path!r})
         end = asyncio.get_running_loop().time() + 4
         while asyncio.get_running_loop().time() < end:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(0.1)
-    await ask(self, deadline)
+    await ask(self, *given)
 
 Collector._ask_here = _hang
 """
