@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ from lab import alertmanager, prometheus
 from tests.faults import alerts
 from tests.faults.fault import Alert, Fault, play
 from tests.faults.matrix import FAULTS
-from tests.faults.stage import Stage
+from tests.faults.stage import ROOT, Stage
 
 SHORT = (
     "a query does not end",
@@ -73,3 +74,17 @@ def test_what_a_fault_names_is_among_the_rules() -> None:
         assert {(alert.name, alert.severity) for alert in fault.alerts} <= shipped
         assert set(fault.findings) <= findings
         assert {*fault.also, *fault.lingers} <= names | findings
+
+
+def test_a_runbook_names_a_fault_that_fires_its_alert() -> None:
+    sections = {
+        match[1]: " ".join(match[2].split())
+        for page in (ROOT / "docs" / "runbooks").glob("*.md")
+        for match in re.finditer(r"^## (\w+)\n(.*?)(?=^## |\Z)", page.read_text(), re.M | re.S)
+    }
+    faults: dict[str, list[str]] = {}
+    for fault in FAULTS:
+        for alert in fault.alerts:
+            faults.setdefault(alert.name, []).append(fault.name)
+    silent = [name for name in faults if not any(f'"{f}"' in sections[name] for f in faults[name])]
+    assert silent == []

@@ -260,13 +260,12 @@ FAULTS = (
             "RoleUnexpected",
             # On 13 a standby that has just started counts some, too.
             "SessionsSynchronize",
-            "SettingsChanged",
             "StandbyDisconnected",
             "StandbyLost",
             "StandbysMissing",
             *OUTAGE,
         ),
-        lingers=("RoleFlapping", "PrimaryChanged", "SettingsChanged", *OUTAGE),
+        lingers=("RoleFlapping", "PrimaryChanged", *OUTAGE),
         scene="failover",
     ),
 )

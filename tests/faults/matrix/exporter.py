@@ -131,8 +131,6 @@ FAULTS = (
         "a table that somebody's query reads gets another name",
         _renamed,
         (Alert("QueryFailing", "ticket", "primary", (("query", "own.asked"),)),),
-        also=("SchemaChanged",),
-        lingers=("SchemaChanged",),
         scene="watching",
     ),
     Fault(

@@ -146,8 +146,6 @@ FAULTS = (
         also=(
             "AutovacuumBehind",
             "NeverAnalyzed",
-            "SchemaChanged",
-            "SettingsChanged",
             "StatisticsStale",
         ),
         scene="small",

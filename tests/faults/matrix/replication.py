@@ -275,9 +275,7 @@ FAULTS = (
             "SubscriptionTablesNotReady",
             "LogicalReplicationLag",
             "SlotInactive",
-            "SchemaChanged",
         ),
-        lingers=("SchemaChanged",),
     ),
     Fault(
         "a row that a subscription brings is there already",

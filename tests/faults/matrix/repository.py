@@ -78,8 +78,6 @@ FAULTS = (
         "a backup finds a page that is damaged",
         _page_damaged,
         (Alert("StanzaBackupErroneous", "ticket", "repository", (("repo", "1"),)),),
-        also=("SchemaChanged",),
-        lingers=("SchemaChanged",),
         scene="repository",
     ),
     Fault(

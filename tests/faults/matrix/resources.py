@@ -152,28 +152,28 @@ FAULTS = (
             Alert("DiskReadsSlow", "ticket", "primary"),
             Alert("HostStalls", "ticket", "primary", (("resource", "io"),)),
         ),
-        also=("CacheMissed", "CostlyStatement", "SchemaChanged", "SlowStatement"),
+        also=("CacheMissed", "CostlyStatement", "SlowStatement"),
         scene="machine",
     ),
     Fault(
         "a disk takes longer to write than checkpoints have",
         partial(_checkpoints, slow=True),
         (Alert("CheckpointsSlow", "ticket", "primary"),),
-        also=("CheckpointsRequested", "SchemaChanged", "TableWithoutPrimaryKey"),
+        also=("CheckpointsRequested", "TableWithoutPrimaryKey"),
         scene="days",
     ),
     Fault(
         "a job asks for a checkpoint again and again",
         partial(_checkpoints, slow=False),
         (Alert("CheckpointsRequested", "ticket", "primary"),),
-        also=("CheckpointsSlow", "SchemaChanged", "TableWithoutPrimaryKey"),
+        also=("CheckpointsSlow", "TableWithoutPrimaryKey"),
         scene="days",
     ),
     Fault(
         "sessions have to synchronize files themselves",
         _sessions_synchronize,
         (Alert("SessionsSynchronize", "ticket", "primary"),),
-        also=("CacheMissed", "NeverAnalyzed", "SchemaChanged", "TableWithoutPrimaryKey"),
+        also=("CacheMissed", "NeverAnalyzed", "TableWithoutPrimaryKey"),
         scene="few buffers",
     ),
     Fault(
@@ -200,7 +200,6 @@ FAULTS = (
         _no_checkpoint,
         (Alert("RecoveryLong", "ticket", "primary"),),
         # It is the checkpointer that minds archive_timeout.
-        also=("RecoveryPointOld", "SettingsChanged", "WalLarge"),
-        lingers=("SettingsChanged",),
+        also=("RecoveryPointOld", "WalLarge"),
     ),
 )

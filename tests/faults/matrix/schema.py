@@ -69,13 +69,12 @@ FAULTS = (
         "a sequence has used up four fifths of its numbers",
         partial(_numbers_used, share=0.8),
         (Alert("SequenceRunsOut", "ticket", "primary", _OF_SHOP),),
-        also=("SchemaChanged",),
     ),
     Fault(
         "a sequence has used up nearly all of its numbers",
         partial(_numbers_used, share=0.95),
         (Alert("SequenceRunsOut", "page", "primary", _OF_SHOP),),
-        also=("SchemaChanged", "SequenceRunsOut"),
+        also=("SequenceRunsOut",),
     ),
     Fault(
         "nobody makes the next partition",
