@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.report import machine
+from lab import prometheus
 from lab.binaries import find
+from lab.prometheus import Installed
 from tests.faults import report
 from tests.faults.fault import Fault, Result, play
 from tests.faults.matrix import FAULTS
@@ -29,6 +31,8 @@ class Act(NamedTuple):
     major: int
     scene: str
     faults: Sequence[Fault]
+    program: Installed
+    """The Prometheus that watches."""
 
 
 def main() -> int:
@@ -39,9 +43,10 @@ def main() -> int:
         return 2
     faults = [fault for fault in FAULTS if re.search(told.only, fault.name)]
     majors = [int(word) for word in told.major.split(",")]
+    program = _prometheus(told.newer)
     begun = time.monotonic()
     played: dict[int, dict[str, Result]] = {major: {} for major in majors}
-    acts = [act for major in majors for act in _acts(major, faults)]
+    acts = [act for major in majors for act in _acts(major, faults, program)]
     acts.sort(key=lambda act: -len(act.faults))
     for alone in (False, True):
         with ThreadPoolExecutor(1 if alone else told.stages) as pool:
@@ -56,25 +61,28 @@ def main() -> int:
         report.write(
             told.page,
             f"PostgreSQL {versions}; {facts['system']}, {facts['processor']}, "
-            f"{facts['cores']} cores; {time.monotonic() - begun:.0f} seconds in all.",
+            f"{facts['cores']} cores; Prometheus {program.name}; "
+            f"{time.monotonic() - begun:.0f} seconds in all.",
             played,
         )
     return int(broken > 0)
 
 
-def _acts(major: int, faults: Sequence[Fault]) -> Iterator[Act]:
+def _acts(major: int, faults: Sequence[Fault], program: Installed) -> Iterator[Act]:
     """What is played on a major version, in parts that can be played side by side."""
     fitting = [fault for fault in faults if fault.since <= major < fault.until]
     for scene in dict.fromkeys(fault.scene for fault in fitting):
         of = [fault for fault in fitting if fault.scene == scene]
         for first in range(0, len(of), MOST):
-            yield Act(major, scene, of[first : first + MOST])
+            yield Act(major, scene, of[first : first + MOST], program)
 
 
 def _played(act: Act) -> dict[str, Result]:
     """What was seen of each fault of a part."""
     played: dict[str, Result] = {}
-    with Stage(act.major, act.scene) as stage:
+    stage = Stage(act.major, act.scene)
+    stage.program = act.program
+    with stage:
         stage.settle()
         for fault in act.faults:
             begun = time.monotonic()
@@ -82,6 +90,13 @@ def _played(act: Act) -> dict[str, Result]:
             took = time.monotonic() - begun
             print(f"{act.major}, {took:3.0f} s: {report.line(fault.name, result)}", flush=True)
     return played
+
+
+def _prometheus(newer: bool) -> Installed:
+    found = prometheus.newer() if newer else prometheus.installed()
+    if not isinstance(found, Installed):
+        raise SystemExit(f"no Prometheus: {found or 'none is installed'}")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--major", default="13,18", help="versions of PostgreSQL (default 13,18)")
     parser.add_argument(
         "--stages", type=int, default=3, help="how many are played at once (default 3)"
+    )
+    parser.add_argument(
+        "--newer", action="store_true", help="with Debian's newest Prometheus, fetched once"
     )
     parser.add_argument("--page", type=Path, help="write the tables into this page")
     return parser

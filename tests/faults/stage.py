@@ -188,6 +188,8 @@ class Stage:
         """`scene` is one of SCENES, `rules` the folder of those that are run."""
         self.scene = SCENES[scene]
         self.major = major
+        self.program = prometheus.installed()
+        """The Prometheus that watches, for whoever wants another one."""
         self.patience = 120.0
         """Seconds for an alert to come, and again to go."""
         self.targets: dict[str, dict[str, Any]] = {"primary": {}, "standby": {}}
@@ -280,8 +282,7 @@ class Stage:
         self.exporter = self._exporter()
         self._stack.callback(lambda: self.exporter.stop())
         mailer = alertmanager.installed()
-        program = prometheus.installed()
-        if mailer is None or program is None:
+        if mailer is None or self.program is None:
             raise RuntimeError("Prometheus and Alertmanager are not both installed")
         self.alertmanager = enter(Alertmanager(mailer, ROUTES))
         copies = self.directory / "rules"
@@ -292,7 +293,7 @@ class Stage:
         self._piece.jobs(jobs)
         self.prometheus = enter(
             Prometheus(
-                program,
+                self.program,
                 [*jobs, *self.jobs],
                 [self._hurried(file, copies) for file in self._rules],
                 alertmanager=self.alertmanager.port,
