@@ -1,15 +1,13 @@
 """Writes down what was told of each fault: for a terminal as it comes in, and as a page."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults import alerts
 from tests.faults.fault import Alert, Result, named
+from tests.faults.kept import Played
 from tests.faults.matrix import FAULTS
-
-Played = Mapping[int, Mapping[str, Result]]
-"""By major version and the fault's name."""
 
 _BLOCK = re.compile(r"(<!-- played -->\n).*?(<!-- end -->)", re.DOTALL)
 
