@@ -33,6 +33,7 @@ from tests.faults.pieces.watching import watching
 from tests.faults.surroundings import (
     CAPACITY,
     declared,
+    never_saved,
     on_a_machine,
     on_a_network,
     over_days,
@@ -128,6 +129,8 @@ SCENES: Mapping[str, Scene] = {
         window=15,
     ),
     "encrypted": Scene(tls=True),
+    # That once there was a good one counts for a week.
+    "never saved": Scene(surround=never_saved),
     # What may take a night takes a moment.
     "quick backups": Scene(objectives={"BAK-2": {"backup_seconds": {"ticket": 10}}}),
     "pooler": Scene(surround=pooler),

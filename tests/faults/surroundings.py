@@ -38,6 +38,13 @@ def declared(stage: "Stage") -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def never_saved(stage: "Stage") -> Iterator[None]:
+    """No backup was ever taken."""
+    stage.primary.execute("delete from pgvigil.record where kind = 'backup'")
+    yield
+
+
+@contextlib.contextmanager
 def on_a_machine(stage: "Stage") -> Iterator[None]:
     """The exporter asks for the machine's figures, and node_exporter tells of the disk.
 

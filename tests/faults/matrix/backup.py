@@ -142,6 +142,7 @@ FAULTS = (
         partial(_recorded, kind="backup", ok=False, only=True),
         (Alert("BackupNeverGood", "page", "primary"),),
         also=("BackupFailed", "BackupPlacesTooFew"),
+        scene="never saved",
     ),
     Fault(
         "a backup takes longer than a night",

@@ -235,13 +235,15 @@ FAULTS = (
         "WAL is kept without limit for a slot that nobody reads",
         partial(_slot_forgotten, settings={"max_wal_size": "32MB"}, megabytes=80),
         (Alert("SlotFillsDisk", "ticket", "primary", (("slot_name", "forgotten"),)),),
-        also=("SlotInactive",),
+        also=("CheckpointsRequested", "SlotInactive"),
+        lingers=("CheckpointsRequested",),
     ),
     Fault(
         "WAL is kept without limit for a slot that nobody reads, and for long",
         partial(_slot_forgotten, settings={"max_wal_size": "32MB"}, megabytes=350),
         (Alert("SlotFillsDisk", "page", "primary", (("slot_name", "forgotten"),)),),
-        also=("SlotFillsDisk", "SlotInactive"),
+        also=("CheckpointsRequested", "SlotFillsDisk", "SlotInactive"),
+        lingers=("CheckpointsRequested",),
     ),
     Fault(
         "a slot keeps more WAL than it may, until the next checkpoint",
@@ -297,7 +299,7 @@ FAULTS = (
         "queries on the standby are cancelled for what it replays",
         _conflicts,
         (Alert("RecoveryConflicts", "ticket", "standby"),),
-        also=("ReplicationLag",),
+        also=("ReplicationLag", "RollbackShare"),
     ),
     Fault(
         "one of the standbys that were asked for goes away",
