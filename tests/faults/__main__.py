@@ -1,7 +1,10 @@
 """Breaks things, sees the alerts come and go, and writes down how long it took."""
 
 import argparse
+import contextlib
+import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.report import machine
-from lab import prometheus
+from lab import processes, prometheus
 from lab.binaries import find
 from lab.prometheus import Installed
 from tests.faults import kept, report
@@ -41,6 +44,8 @@ class Act(NamedTuple):
 def main() -> int:
     """Play; the exit code tells whether all was as it shall be."""
     told = _parser().parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _ended)
     majors = [int(word) for word in told.major.split(",")]
     program = _prometheus(told.newer)
     known = {fault.name: fault for fault in FAULTS}
@@ -106,6 +111,14 @@ def _played(act: Act) -> int:
             took = time.monotonic() - begun
             print(f"{act.major}, {took:3.0f} s: {report.line(fault.name, result)}", flush=True)
     return broken
+
+
+def _ended(number: int, _: object) -> None:
+    """Take all stages down at once: their threads would not hear of it."""
+    for pid in processes.descendants(os.getpid()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    os._exit(128 + number)
 
 
 def _prometheus(newer: bool) -> Installed:
