@@ -13,8 +13,10 @@ from tests.faults.stage import Stage
 
 Labels = tuple[tuple[str, str], ...]
 
-CHANGES = frozenset({"SchemaChanged", "SettingsChanged", "HbaChanged"})
-"""Findings that tell for a while of what was changed, as most faults change something."""
+OWN = frozenset(
+    {"CostlyStatement", "HbaChanged", "SchemaChanged", "SettingsChanged", "SlowStatement"}
+)
+"""Findings that tell of a fault's own doing, as most change something by statements that cost."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def play(fault: Fault, stage: Stage) -> Result:
     # What the fault before has left is not this one's.
     before = stage.held()
     found_before = stage.findings()
-    left = before | found_before | CHANGES | set(fault.lingers)
+    left = before | found_before | OWN | set(fault.lingers)
     begun = time.monotonic()
     came: dict[Alert | str, float] = {}
     found: set[str] = set()
@@ -117,7 +119,7 @@ def play(fault: Fault, stage: Stage) -> Result:
         )
     except (TimeoutError, RuntimeError, ServerError, psycopg.Error) as error:
         result.broken.append(str(error).strip())
-    strangers = found - found_before - CHANGES - {*fault.findings, *fault.also}
+    strangers = found - found_before - OWN - {*fault.findings, *fault.also}
     result.broken += [f"found too: {stranger}" for stranger in sorted(strangers)]
     result.broken += _bystanders(fault, stage, begun, before)
     return result
