@@ -42,6 +42,9 @@ docs: .venv/dev ## write docs/metrics.md and docs/standards.md anew
 dashboards: .venv/dev ## write grafana/*.json anew from grafana/source/*.yml
 	@$(BIN)/python -m tools.dashboards
 
+pictures: .venv/dev ## draw the dashboards of a busy pair, well and not (needs npm and Chromium; ARGS="--dashboard fleet")
+	@$(BIN)/python -m tools.draw --out .cache/pictures $(ARGS)
+
 bench: .venv/dev .venv/demo ## measure beside postgres_exporter (ARGS="--quick --only rtt")
 	@$(BIN)/python -m bench $(ARGS)
 
@@ -95,4 +98,4 @@ clean: ## remove what make has made
 	@$(INSTALL) --require-hashes -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help setup demo test next check fmt docs dashboards bench bench-harm faults soak lock clean
+.PHONY: help setup demo test next check fmt docs dashboards pictures bench bench-harm faults soak lock clean

@@ -44,11 +44,16 @@ VARIABLES: Mapping[str, Json] = {
         "label": "Database",
         "query": "label_values(pg_stat_database_numbackends{$here}, datname)",
         "many": True,
+        # What belongs to no database has no name in a legend.
+        "every": ".+",
     },
 }
 
 HEIGHTS = {"stat": 4, "timeseries": 8, "table": 8, "state-timeline": 6, "bargauge": 8}
 WIDTHS = {"stat": 4, "timeseries": 12, "table": 24, "state-timeline": 12, "bargauge": 12}
+LEAST = {"percentunit": 0.01, "s": 0.0001}
+"""What an axis goes to at least, by unit; else to one."""
+
 NOW = {"stat", "table", "bargauge"}
 """What shows the newest value, and none of before."""
 
@@ -107,7 +112,8 @@ class _Board:
     def variable(self, name: str) -> Json:
         of = self._variables[name]
         query = self._expression(of["query"])
-        several = {"multi": True, "includeAll": True, "allValue": ".*"} if of.get("many") else {}
+        every = {"multi": True, "includeAll": True, "allValue": of.get("every", ".*")}
+        several = every if of.get("many") else {}
         return {
             "name": name,
             "label": of["label"],
@@ -218,12 +224,16 @@ class _Board:
                         "custom.lineStyle": {"fill": "dash", "dash": [8, 6]},
                         "custom.stacking": {"mode": "none"}}  # fmt: skip
                 yield _override(f"objective: {severity}", line)
+        if _kind(panel) == "table":
+            # Grafana writes it into every empty cell, too.
+            yield _override("/.*/", {"noValue": ""}, "byRegexp")
+            for heading in panel.get("labels", {}).values():
+                # What looks like a number is rounded to one otherwise.
+                yield _override(heading, {"unit": "string"})
         for heading, of in panel.get("columns", {}).items():
-            properties: Json = {name: of[name] for name in ("unit",) if name in of}
+            properties: Json = {name: of[name] for name in ("unit", "decimals") if name in of}
             if "width" in of:
                 properties["custom.width"] = of["width"]
-            if of.get("hidden"):
-                properties["custom.hidden"] = True
             if of.keys() & {"states", "steps"}:
                 properties |= _colored(of) | {"custom.cellOptions": {"type": "color-text"}}
             if of.get("standards"):
@@ -296,12 +306,16 @@ def _defaults(panel: Json) -> Json:
         found["min"] = 0
     if "max" in panel:
         found["max"] = panel["max"]
+    if kind == "bargauge":
+        found["decimals"] = 0
     if kind == "timeseries":
         stacked = panel.get("stack", False)
         found["custom"] = {
             "lineWidth": 1,
             "fillOpacity": 30 if stacked else 5,
             "showPoints": "never",
+            # Where all is nothing, Grafana's axis would go to a hundred: 10000 %.
+            "axisSoftMax": LEAST.get(found["unit"], 1),
             "stacking": {"mode": "normal" if stacked else "none"},
         }
     if kind == "table":
@@ -332,7 +346,9 @@ def _colored(of: Json) -> Json:
 def _options(panel: Json) -> Json:
     shown = {"reduceOptions": {"calcs": ["lastNotNull"]}, "orientation": "horizontal"}
     text = "name" if panel.get("named") else "auto"
-    legend = {"displayMode": "list", "placement": "bottom", "showLegend": True}
+    aside = {"displayMode": "table", "placement": "right"}
+    below = {"displayMode": "list", "placement": "bottom"}
+    legend = {**(aside if panel.get("legend") == "right" else below), "showLegend": True}
     sort = [{"displayName": panel["sort"], "desc": True}] if "sort" in panel else []
     found: Mapping[str, Json] = {
         "timeseries": {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}},
@@ -352,8 +368,10 @@ def _transformations(panel: Json) -> list[Json]:
     names |= {"Value": values[0]} if len(values) == 1 else {}
     labels = panel.get("labels", {})
     order = {name: at for at, name in enumerate([*labels, *names])}
+    columns = panel.get("columns", {})
+    hidden = {name: True for name, of in names.items() if columns.get(of, {}).get("hidden")}
     shown = {
-        "excludeByName": {"Time": True},
+        "excludeByName": {"Time": True, **hidden},
         "renameByName": {**labels, **names},
         "indexByName": order,
     }
@@ -371,9 +389,9 @@ def _description(panel: Json) -> str:
     return " ".join(" ".join(parts).split())
 
 
-def _override(name: str, properties: Json) -> Json:
+def _override(name: str, properties: Json, by: str = "byName") -> Json:
     return {
-        "matcher": {"id": "byName", "options": name},
+        "matcher": {"id": by, "options": name},
         "properties": [{"id": key, "value": value} for key, value in properties.items()],
     }
 

@@ -104,6 +104,32 @@ def test_a_panel_says_what_it_shows_and_in_which_unit(file: Path) -> None:
 
 
 @every
+def test_ids_are_not_rounded_and_empty_cells_stay_empty(file: Path) -> None:
+    for panel in grafana.panels(file):
+        if panel["type"] != "table":
+            continue
+        overrides = panel["fieldConfig"]["overrides"]
+        told = [
+            (of["matcher"]["options"], item["id"], item["value"])
+            for of in overrides
+            for item in of["properties"]
+        ]
+        assert ("/.*/", "noValue", "") in told
+        (shown,) = (of for of in panel["transformations"] if of["id"] == "organize")
+        for name, heading in shown["options"]["renameByName"].items():
+            if not name.startswith("Value"):
+                assert (heading, "unit", "string") in told, panel["title"]
+
+
+@every
+def test_there_is_room_for_the_titles_of_small_panels(file: Path) -> None:
+    # At 1440 pixels Grafana's font takes 7.5 a letter, a column 59, the border and the icon 50.
+    for panel in grafana.panels(file):
+        room = (panel["gridPos"]["w"] * 59 - 50) / 7.5
+        assert len(panel["title"]) <= room, panel["title"]
+
+
+@every
 def test_panels_do_not_lie_on_each_other(file: Path) -> None:
     taken: set[tuple[int, int]] = set()
     panels = content(file)["panels"]

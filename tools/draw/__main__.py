@@ -1,0 +1,84 @@
+"""Draws the dashboards: `python -m tools.draw --out DIR [--dashboard WORD]`."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab import grafana
+from tools.draw import studio
+from tools.draw.play import Shop
+from tools.draw.studio import DASHBOARDS, Shot, Studio
+
+SHOWN = 240.0
+"""Seconds that a picture shows, and so how long the pair is well before the first."""
+
+FAULT = 60.0
+"""Seconds between the fault and the second picture."""
+
+ELSEWHERE = ("haproxy", "patroni", "pooler")
+"""Dashboards of what the pair has not."""
+
+
+def main() -> int:
+    """Draw; the exit code tells whether all could be."""
+    told = _parser().parse_args()
+    words = told.dashboard or [
+        file.stem for file in sorted(DASHBOARDS.glob("*.json")) if file.stem not in ELSEWHERE
+    ]
+    told.out.mkdir(parents=True, exist_ok=True)
+    studio.build()
+    with Studio() as place:
+        if told.prometheus:
+            return _draw(place, words, told.prometheus, told.out, "", told)
+        with Shop(told.major) as shop:
+            url = f"http://127.0.0.1:{shop.prometheus.port}"
+            print(f"Prometheus is at {url}, the exporter at port {shop.exporter.port}", flush=True)
+            time.sleep(SHOWN)
+            wrong = _draw(place, words, url, told.out, "", told)
+            with shop.monday():
+                time.sleep(FAULT)
+                wrong |= _draw(place, words, url, told.out, "-fault", told)
+    return wrong
+
+
+def _draw(
+    place: Studio, words: Sequence[str], url: str, out: Path, suffix: str, told: argparse.Namespace
+) -> int:
+    chosen = {"instance": told.instance} if told.instance else {}
+    shots = [Shot(word, out / f"{word}{suffix}.png", _chosen(word) | chosen) for word in words]
+    end = time.time()
+    wrong = 0
+    for seen in place.take(shots, url, end - told.seconds, end, told.theme):
+        print(f"{seen.file}: {len(seen.empty)} empty: {', '.join(seen.empty) or '-'}", flush=True)
+        for fault in seen.faults:
+            wrong = 1
+            print(f"  {fault}", flush=True)
+    return wrong
+
+
+def _chosen(word: str) -> dict[str, str]:
+    """The primary where one server is shown, and all where many are."""
+    variables = grafana.variables(DASHBOARDS / f"{word}.json")
+    return {"instance": "primary"} if any(_is_one(of) for of in variables) else {}
+
+
+def _is_one(variable: dict[str, object]) -> bool:
+    return variable["name"] == "instance" and not variable.get("multi")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m tools.draw", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--dashboard", action="append", metavar="WORD", help="may be repeated")
+    parser.add_argument("--prometheus", metavar="URL", help="draw what this one knows instead")
+    parser.add_argument("--instance", help="the server that is shown")
+    parser.add_argument("--theme", choices=("light", "dark"), default="light")
+    parser.add_argument("--seconds", type=float, default=SHOWN, help="how much time is shown")
+    parser.add_argument("--major", type=int, default=18, help="the PostgreSQL of the pair")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
