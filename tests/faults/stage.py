@@ -33,6 +33,7 @@ from tests.faults.pieces.watching import watching
 from tests.faults.surroundings import (
     CAPACITY,
     declared,
+    may_see_files,
     never_saved,
     on_a_machine,
     on_a_network,
@@ -55,6 +56,8 @@ SETTINGS: Mapping[str, Setting] = {
     "fsync": True,
     "log_min_duration_statement": 1000,
     "max_connections": CONNECTIONS,
+    # For segments so small initdb makes it as small, and a checkpoint is asked for each minute.
+    "max_wal_size": "1GB",
     "max_prepared_transactions": 5,
     "wal_level": "logical",
 }
@@ -129,6 +132,7 @@ SCENES: Mapping[str, Scene] = {
         window=15,
     ),
     "encrypted": Scene(tls=True),
+    "files shown": Scene(surround=may_see_files),
     # That once there was a good one counts for a week.
     "never saved": Scene(surround=never_saved),
     # What may take a night takes a moment.

@@ -38,6 +38,14 @@ def declared(stage: "Stage") -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def may_see_files(stage: "Stage") -> Iterator[None]:
+    """The exporter may see what is wrong in the configuration files, which needs grants."""
+    stage.primary.execute(grants.script("pgvigil", ["security"], create=False))
+    stage.primary.execute("grant execute on function pg_show_all_file_settings() to pgvigil")
+    yield
+
+
+@contextlib.contextmanager
 def never_saved(stage: "Stage") -> Iterator[None]:
     """No backup was ever taken."""
     stage.primary.execute("delete from pgvigil.record where kind = 'backup'")

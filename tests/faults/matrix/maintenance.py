@@ -112,6 +112,7 @@ FAULTS = (
         "a configuration file has a value that is none",
         _files_wrong,
         (Alert("ConfigurationFilesWrong", "ticket", "primary"),),
+        scene="files shown",
     ),
     Fault(
         "somebody turns autovacuum off and forgets it",

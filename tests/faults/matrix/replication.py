@@ -11,7 +11,7 @@ from lab.line import Line
 from lab.postgres import Setting
 from tests.faults.fault import Alert, Fault
 from tests.faults.matrix.availability import OUTAGE
-from tests.faults.stage import DATABASE, HBA, Stage
+from tests.faults.stage import DATABASE, HBA, SETTINGS, Stage
 
 
 @contextlib.contextmanager
@@ -56,7 +56,7 @@ def _slot_forgotten(
     stage.execute("checkpoint")
     yield
     stage.execute("select pg_drop_replication_slot('forgotten')")
-    stage.primary.set(dict.fromkeys(settings))
+    stage.primary.set({name: SETTINGS.get(name) for name in settings})
     stage.execute("checkpoint")
 
 

@@ -86,11 +86,13 @@ FAULTS = (
         "pg_hba.conf has a line that is none",
         _hba_wrong,
         (Alert("HbaFileWrong", "ticket", "primary"),),
+        scene="files shown",
     ),
     Fault(
         "pg_hba.conf lets somebody in with md5",
         partial(_hba, line="host all all 127.0.0.9/32 md5"),
         findings=("Md5Allowed",),
+        scene="files shown",
     ),
     Fault(
         "a role's password is about to expire",
