@@ -3,44 +3,40 @@
 It also knows the machine's other address.
 """
 
-import fcntl
 import os
 import random
 import socket
-import tempfile
 import threading
 from collections import deque
 from contextlib import closing
-from pathlib import Path
 
 # Below 32768, where Linux starts to give ports to outgoing connections: a port in that range
 # can be taken by somebody's connection between our look and the component's bind.
 _CANDIDATES = range(20000, 32000)
 
 # What was given out is not given again soon, nor by another process: some who get a port bind it
-# seconds later. Each of the newest is held by a lock on a file of its name.
+# seconds later. Each of the newest is held by a socket of its name, which no other can have and
+# which goes with the process.
 _given: deque[int] = deque()
 _HELD = 200
 _lock = threading.Lock()
-_LOCKS = Path(tempfile.gettempdir()) / f"pgvigil-ports-{os.getuid()}"
 
 
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nobody listens on now, or raise OSError."""
-    _LOCKS.mkdir(mode=0o700, exist_ok=True)
     for _ in range(100):
         port = random.choice(_CANDIDATES)
         with _lock, socket.socket() as candidate:
             # As servers do it: connections that linger after their end do not occupy the port.
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            lock = os.open(_LOCKS / str(port), os.O_CREAT | os.O_RDWR)
+            name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                name.bind(f"\0pgvigil-port-{port}")
                 candidate.bind(("127.0.0.1", port))
             except OSError:
-                os.close(lock)
+                name.close()
                 continue
-            _given.append(lock)
+            _given.append(name.detach())
             if len(_given) > _HELD:
                 os.close(_given.popleft())
             return port
