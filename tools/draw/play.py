@@ -134,10 +134,10 @@ class Shop(Stage):
         """Somebody locks a table and is idle, clients wait for it, and the standby is away."""
         conninfo = self.primary.conninfo(dbname=DATABASE)
         with contextlib.ExitStack() as stack:
+            # They wait for the lock, so it must go before they are waited for.
+            stack.enter_context(Clients(conninfo, 12))
             lunch = stack.enter_context(self.session())
             lunch.execute("lock table visits in share mode")
-            stack.callback(lunch.rollback)
-            stack.enter_context(Clients(conninfo, 12))
             self.standby.stop()
             stack.callback(self.standby.start)
             yield
