@@ -3,13 +3,15 @@
 import asyncio
 import gzip
 import json
+import re
 import socket
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from pgvigil import render, serve
+from pgvigil import landing, render, serve, standards
 from pgvigil.catalogue import Metric, Needs, Query, Variant
 from pgvigil.collect import Collector, Scrape
 from pgvigil.config import Address, Target
@@ -19,6 +21,7 @@ from pgvigil.plan import Facts, Plan, Reason, Refusal, Statement
 from pgvigil.render import Family, Layout, Sheet, headers
 from pgvigil.serve import Application
 
+from lab import rules
 from lab.ports import free_port
 
 PROMETHEUS_3 = (
@@ -438,6 +441,43 @@ def test_the_page_for_people_tells_why_a_server_is_down(one: Application) -> Non
     assert "<b>connection_refused</b>: Nothing listens there" in page.text
     assert "Connection refused" in page.text
     assert "canary" not in page.text
+
+
+def test_the_page_for_people_begins_with_what_is_wrong_and_what_to_do(two: Application) -> None:
+    assert "Nothing is known yet" in ask(two, "/").text
+    ask(two, "/probe", "target=one")
+    page = ask(two, "/").text
+    summary = page[: page.index("<dl>")]
+    assert "2 targets: 1 down, 1 not scraped yet." in summary
+    assert "<a href='#one'>one</a></td><td>down: connection_refused. Nothing listens" in summary
+    assert "<small>for 0 seconds</small>" in summary
+    assert "AVL-2: A server that cannot be reached is noticed" in summary
+    assert "/docs/runbooks/availability.md#databasedown'>DatabaseDown</a>" in summary
+    assert "<section id='one'>" in page
+    assert "canary" not in page
+
+
+def test_the_page_for_people_says_that_all_is_well_until_a_query_fails() -> None:
+    collector = collector_of()
+    collector.last = Scrape(up=True, down=None)
+    collector.plan = Plan((Statement(QUERY, "select", ()),), ())
+    collector.ledger.tallies = {QUERY.name: Tally(rows={"": 3})}
+    page = ask(Application([collector]), "/").text
+    assert "All is well" in page
+    assert "1 target: 1 up." in page
+    collector.ledger.tallies = {QUERY.name: Tally(failing=frozenset({""}))}
+    page = ask(Application([collector]), "/").text
+    assert "All is well" not in page
+    assert "<td>fails: area.query</td><td>AVL-7: " in page
+    assert "availability.md#queryfailing'>" in page
+
+
+def test_what_the_page_for_people_leads_to_exists() -> None:
+    alerts = {rule.name: rule for rule in rules.load() if rule.kind == "alert"}
+    for name in re.findall(r'"(AVL-\d)", "(\w+)"', Path(landing.__file__).read_text()):
+        standard, alert = name
+        assert alerts[alert].annotations["runbook_url"] == f"{landing.RUNBOOKS}#{alert.lower()}"
+        assert alert in standards.ours()[standard].alerts
 
 
 def test_the_page_for_people_lets_no_name_be_markup() -> None:

@@ -81,6 +81,8 @@ class Collector:
         """For what is asked of the server as a whole, fresh or slow."""
         self.last: Scrape | None = None
         """The last scrape that ended, without its results."""
+        self.turned_at = 0.0
+        """When the server was first seen as the last scrape saw it, up or down; since the epoch."""
         self.scrapes = 0
         self.joined = 0
         """Requests that were answered by a scrape that ran already."""
@@ -353,6 +355,8 @@ class Collector:
     def _tell(self, scrape: Scrape) -> None:
         """Log that a server went down or came back; once, not at each scrape."""
         before = self.last
+        if before is None or before.up != scrape.up:
+            self.turned_at = scrape.ended_at
         log = _log.bind(target=self.target.name)
         if not scrape.up and (before is None or before.up or before.down != scrape.down):
             log.warning("the server cannot be asked", reason=scrape.down, detail=scrape.detail)

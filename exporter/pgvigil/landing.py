@@ -1,11 +1,12 @@
-"""Show a person each target: up or why not, what runs there, what does not and why."""
+"""Show a person what is wrong and what to do, then each target and what runs there."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 from urllib.parse import quote
 
-from pgvigil import __version__, watch
+from pgvigil import __version__, standards, watch
 from pgvigil.catalogue import Query
 from pgvigil.collect import Collector
 from pgvigil.errors import Down
@@ -30,8 +31,12 @@ _ADVICE = {
     Down.OTHER: "See the message.",
 }
 
+RUNBOOKS = "https://github.com/pgvigil/pgvigil/blob/main/docs/runbooks/availability.md"
+
 _STYLE = """
-:root{color-scheme:light dark;--line:#8884;--good:#1a7f37;--bad:#cf222e;--dim:#8889}
+:root{color-scheme:light dark;--line:#8884;--good:#1a7f37;--bad:#cf222e;--dim:#59636e;
+--alarm:#cf222e}
+@media (prefers-color-scheme:dark){:root{--dim:#9198a1;--alarm:#ff8f88}}
 body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem;margin:0}h2{font-size:1.15rem;margin:0}
 section{border:1px solid var(--line);border-radius:8px;padding:1rem 1.25rem;margin:1rem 0}
@@ -45,8 +50,22 @@ table{border-collapse:collapse;width:100%;font-size:.9rem;margin-top:.5rem}
 td,th{text-align:left;padding:.2rem .75rem .2rem 0;border-bottom:1px solid var(--line);
 vertical-align:top}
 td.number,th.number{text-align:right;white-space:nowrap}
-summary{cursor:pointer}.failing td{color:var(--bad)}
+summary{cursor:pointer}.failing td{color:var(--alarm)}
+.wrong{border-color:var(--bad);border-width:2px}.well{border-color:var(--good);border-width:2px}
+section p{margin:.5rem 0 0}small{color:var(--dim);font-size:.85rem;display:block}
 """
+
+
+class _Trouble(NamedTuple):
+    """A standard that is not kept on a target, as far as the exporter itself sees."""
+
+    target: str
+    what: str
+    standard: str
+    alert: str
+    """The one that tells of it; its runbook says what to do."""
+    since: float | None = None
+    """Seconds since the epoch."""
 
 
 def page(collectors: Sequence[Collector]) -> str:
@@ -60,13 +79,89 @@ def page(collectors: Sequence[Collector]) -> str:
         f"<h1>pgvigil {escape(__version__)}</h1>"
         "<p>PostgreSQL for Prometheus. "
         + " · ".join(f"<a href='{link}'>{link}</a>" for link in links)
-        + f"</p>\n{_hanging(collectors)}{sections}\n</html>\n"
+        + f"</p>\n<main>{_hanging(collectors)}{_verdict(collectors)}\n{sections}</main>\n</html>\n"
     )
 
 
 def _hanging(collectors: Sequence[Collector]) -> str:
     hung = watch.hanging(collectors)
     return f"<p class=down>Everything hangs, and /livez fails: {escape(hung)}</p>" if hung else ""
+
+
+def _verdict(collectors: Sequence[Collector]) -> str:
+    """How many are well, and one line for each standard that is not kept."""
+    seen = [collector for collector in collectors if collector.last]
+    up = sum(bool(collector.last and collector.last.up) for collector in seen)
+    count = f"{len(collectors)} target{'' if len(collectors) == 1 else 's'}"
+    parts = [(up, "up"), (len(seen) - up, "down"), (len(collectors) - len(seen), "not scraped yet")]
+    counted = ", ".join(f"{number} {word}" for number, word in parts if number)
+    troubles = [trouble for collector in seen for trouble in _troubles(collector)]
+    rules = "<small>What needs history, Prometheus judges by the rules; its alerts tell.</small>"
+    told = f"<p>{count}: {counted}.</p>"
+    if not troubles:
+        verdict = "All is well, as far as this page sees" if seen else "Nothing is known yet"
+        kind = " class=well" if seen else ""
+        return f"<section{kind}><h2>{verdict}</h2>{told}{rules}</section>"
+    rows = "".join(map(_row, troubles))
+    head = (
+        "<tr><th scope=col>target<th scope=col>what<th scope=col>standard<th scope=col>what to do"
+    )
+    return (
+        f"<section class=wrong><h2>What is wrong</h2>{told}"
+        f"<table>{head}</tr>{rows}</table>{rules}</section>"
+    )
+
+
+def _troubles(collector: Collector) -> Iterator[_Trouble]:
+    last, name = collector.last, collector.target.name
+    if not last:
+        return
+    if not last.up:
+        advice = _ADVICE[last.down] if last.down else ""
+        what = f"down: {last.down}. {advice}"
+        yield _Trouble(name, what, "AVL-2", "DatabaseDown", collector.turned_at)
+        return
+    if failing := sorted(query.name for query in _failing(collector)):
+        more = f" and {len(failing) - 3} more" if len(failing) > 3 else ""
+        yield _Trouble(name, f"fails: {', '.join(failing[:3])}{more}", "AVL-7", "QueryFailing")
+    if refusing := [shown(of) for of, place in collector.slow.databases.items() if place.down]:
+        what = f"databases that cannot be visited: {len(refusing)}"
+        yield _Trouble(name, what, "AVL-7", "DatabaseUnwatched")
+    if late := len(list(collector.slow.late())) + len(collector.slow.left_out):
+        what = f"databases visited late or not at all: {late}"
+        yield _Trouble(name, what, "AVL-7", "DatabasesNotVisited")
+
+
+def _row(trouble: _Trouble) -> str:
+    standard = standards.ours()[trouble.standard]
+    since = f"<small>for {_lasting(time.time() - trouble.since)}</small>" if trouble.since else ""
+    runbook = f"{RUNBOOKS}#{trouble.alert.lower()}"
+    return (
+        f"<tr><td><a href='#{quote(trouble.target)}'>{escape(trouble.target)}</a></td>"
+        f"<td>{escape(trouble.what)}{since}</td>"
+        f"<td>{standard.id}: {escape(standard.title)}"
+        f"<small>{escape(standard.objective)}</small></td>"
+        f"<td><a href='{runbook}'>{trouble.alert}</a></td></tr>"
+    )
+
+
+def _lasting(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _failing(collector: Collector) -> list[Query]:
+    """Queries that run on the server and gave no result the last time."""
+    resting = {name for name, _ in collector.ledger.resting()}
+    running = collector.running() - resting
+    tallies = collector.ledger.tallies
+    return [
+        query
+        for query in collector.queries
+        if query.name in running and query.name in tallies and tallies[query.name].failing
+    ]
 
 
 def _target(collector: Collector, several: bool) -> str:
@@ -97,7 +192,7 @@ def _target(collector: Collector, several: bool) -> str:
         known.append(("last scrape", f"{_ago(last.ended_at)}, took {last.seconds * 1000:.0f} ms"))
     rows = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in known)
     return (
-        f"<section><h2>{name}{state}</h2><dl>{rows}</dl>"
+        f"<section id='{quote(collector.target.name)}'><h2>{name}{state}</h2><dl>{rows}</dl>"
         f"{_running(collector)}{_refused(collector)}{_databases(collector)}</section>"
     )
 

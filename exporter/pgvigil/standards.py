@@ -82,11 +82,17 @@ def load(path: Path | None = None) -> tuple[Standard, ...]:
 
 
 @cache
+def ours() -> Mapping[str, Standard]:
+    """Our standards by their ids."""
+    return {standard.id: standard for standard in load()}
+
+
+@cache
 def objectives() -> tuple[Objective, ...]:
     """All numbers of our standards."""
     return tuple(
         Objective(standard.id, name, severity, float(value))
-        for standard in load()
+        for standard in ours().values()
         for name, by_severity in standard.objectives.items()
         for severity, value in by_severity.items()
     )
