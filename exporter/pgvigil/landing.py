@@ -52,7 +52,8 @@ vertical-align:top}
 td.number,th.number{text-align:right;white-space:nowrap}
 summary{cursor:pointer}.failing td{color:var(--alarm)}
 .wrong{border-color:var(--bad);border-width:2px}.well{border-color:var(--good);border-width:2px}
-section p{margin:.5rem 0 0}small{color:var(--dim);font-size:.85rem;display:block}
+section p{margin:.5rem 0 0}table+small{margin-top:.5rem}
+small{color:var(--dim);font-size:.85rem;display:block}
 """
 
 

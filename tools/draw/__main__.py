@@ -12,7 +12,7 @@ from tools.draw.play import Shop
 from tools.draw.studio import DASHBOARDS, Shot, Studio
 
 SHOWN = 240.0
-"""Seconds that a picture shows, and so how long the pair is well before the first."""
+"""Seconds that a picture shows, and for which the pair is well before the first."""
 
 FAULT = 60.0
 """Seconds between the fault and the second picture."""
@@ -35,7 +35,7 @@ def main() -> int:
         with Shop(told.major) as shop:
             url = f"http://127.0.0.1:{shop.prometheus.port}"
             print(f"Prometheus is at {url}, the exporter at port {shop.exporter.port}", flush=True)
-            time.sleep(SHOWN)
+            time.sleep(told.seconds)
             wrong = _draw(place, words, url, told.out, "", told)
             with shop.monday():
                 time.sleep(FAULT)
