@@ -184,7 +184,8 @@ class ExecutorTime(Computed):
         """Count by these limits from now on."""
         self.spelled = [bucket_limit(limit).encode() for limit in limits]
         self.statements = Statements(limit * 1000 for limit in limits)
-        each = len(_BUCKETS) * (len(limits) + 3) + len(self.metrics) - len(_BUCKETS)
+        # A histogram is a series for each limit and three besides, where others are one.
+        each = len(_BUCKETS) * (len(limits) + 2) + len(self.metrics)
         self.room = max(1, self._room // each - 1)
         """Databases that have a histogram of their own."""
 
