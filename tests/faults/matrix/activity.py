@@ -8,6 +8,7 @@ from functools import partial
 import psycopg
 
 from tests.faults.fault import Alert, Fault
+from tests.faults.meanwhile import meanwhile
 from tests.faults.stage import CONNECTIONS, DATABASE, Stage
 
 
@@ -36,14 +37,8 @@ def _long_transaction(stage: Stage) -> Iterator[None]:
         while not over.wait(0.1):
             session.execute("select pg_sleep(0.3)")
 
-    with stage.session() as session:
-        worker = threading.Thread(target=work, args=(session,))
-        worker.start()
-        try:
-            yield
-        finally:
-            over.set()
-            worker.join()
+    with stage.session() as session, meanwhile(over, partial(work, session)):
+        yield
 
 
 @contextlib.contextmanager
@@ -125,13 +120,8 @@ def _rollbacks(stage: Stage) -> Iterator[None]:
                 session.execute("select from parked")
                 session.rollback()
 
-    worker = threading.Thread(target=work)
-    worker.start()
-    try:
+    with meanwhile(over, work):
         yield
-    finally:
-        over.set()
-        worker.join()
 
 
 @contextlib.contextmanager
@@ -149,13 +139,8 @@ def _sessions_fail(stage: Stage) -> Iterator[None]:
                 with contextlib.suppress(psycopg.OperationalError):
                     session.execute("select 1")
 
-    worker = threading.Thread(target=work)
-    worker.start()
-    try:
+    with meanwhile(over, work):
         yield
-    finally:
-        over.set()
-        worker.join()
 
 
 FAULTS = (

@@ -7,6 +7,7 @@ from functools import partial
 
 from lab.pgbouncer import Pooler as Proxy
 from tests.faults.fault import Alert, Fault
+from tests.faults.meanwhile import meanwhile
 from tests.faults.pieces.pooler import SETTINGS, Pooler
 from tests.faults.stage import Stage
 
@@ -68,15 +69,10 @@ def _many_wait_briefly(stage: Stage) -> Iterator[None]:
                 client.execute("select pg_sleep(0.05)")
 
     _proxy(stage).command("set default_pool_size = 1")
-    workers = [threading.Thread(target=work) for _ in range(5)]
-    for worker in workers:
-        worker.start()
     try:
-        yield
+        with meanwhile(over, *[work] * 5):
+            yield
     finally:
-        over.set()
-        for worker in workers:
-            worker.join()
         _proxy(stage).command("set default_pool_size = 5")
 
 

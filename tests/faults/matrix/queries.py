@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import psycopg
 
 from tests.faults.fault import Alert, Fault
+from tests.faults.meanwhile import meanwhile
 from tests.faults.stage import DATABASE, Stage
 from tests.faults.surroundings import QUICK
 
@@ -23,15 +24,10 @@ def _slow(stage: Stage) -> Iterator[None]:
                 session.execute("select pg_sleep(0.2)")
 
     stage.primary.execute("create database reports")
-    workers = [threading.Thread(target=ask) for _ in range(3)]
-    for worker in workers:
-        worker.start()
     try:
-        yield
+        with meanwhile(over, *[ask] * 3):
+            yield
     finally:
-        over.set()
-        for worker in workers:
-            worker.join()
         stage.primary.execute("drop database reports")
 
 
@@ -46,13 +42,8 @@ def _some_slow(stage: Stage) -> Iterator[None]:
             while not over.is_set():
                 session.execute("select pg_sleep(0.2)")
 
-    worker = threading.Thread(target=ask)
-    worker.start()
-    try:
+    with meanwhile(over, ask):
         yield
-    finally:
-        over.set()
-        worker.join()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from lab.line import Line
 from lab.postgres import Setting
 from tests.faults.fault import Alert, Fault
 from tests.faults.matrix.availability import OUTAGE
+from tests.faults.meanwhile import meanwhile
 from tests.faults.stage import DATABASE, HBA, SETTINGS, Stage
 
 
@@ -184,15 +185,10 @@ def _conflicts(stage: Stage) -> Iterator[None]:
             stage.execute("update churned set id = id + 1")
             stage.execute("vacuum churned")
 
-    workers = [threading.Thread(target=work) for work in (read, write)]
-    for worker in workers:
-        worker.start()
     try:
-        yield
+        with meanwhile(over, read, write):
+            yield
     finally:
-        over.set()
-        for worker in workers:
-            worker.join()
         stage.standby.set({"max_standby_streaming_delay": delay})
 
 

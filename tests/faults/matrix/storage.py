@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from tests.faults.fault import Alert, Fault
+from tests.faults.meanwhile import meanwhile
 from tests.faults.stage import Stage
 from tests.faults.surroundings import CAPACITY
 
@@ -121,13 +122,8 @@ def _again(work: Callable[[], None]) -> Iterator[None]:
         while not over.wait(1):
             work()
 
-    worker = threading.Thread(target=go_on)
-    worker.start()
-    try:
+    with meanwhile(over, go_on):
         yield
-    finally:
-        over.set()
-        worker.join()
 
 
 FAULTS = (
