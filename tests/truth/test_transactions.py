@@ -1,6 +1,8 @@
 """Who counts as a long transaction, and who holds back vacuum, for each kind of process."""
 
 import re
+import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -464,6 +466,31 @@ def test_only_clients_count_as_long_transactions_and_every_holder_of_xmin_is_tol
     assert cell.actor is prepared or any(before.values())
     for backend_type in cell.processes:
         assert page.value("pg_stat_activity_processes", backend_type=backend_type) >= 1
+
+
+@contextmanager
+def login(server: Server) -> Iterator[None]:
+    """A client that has been asked for its password and has not given it yet."""
+    words = struct.pack("!i", 3 << 16) + b"user\0bare\0database\0watched\0\0"
+    with socket.create_connection(("127.0.0.1", server.port), 10) as client:
+        client.sendall(struct.pack("!i", 4 + len(words)) + words)
+        assert client.recv(1) == b"R"
+        yield
+
+
+def test_a_client_that_is_still_logging_in_has_no_transaction(watched: Watched) -> None:
+    server, exporter = watched
+    server.wait_until("select count(*) = 0 from pg_stat_activity where datname = 'watched'")
+    with login(server):
+        ((there,),) = server.execute(
+            "select count(*) from pg_stat_activity"
+            " where backend_type = 'client backend' and datid is null and xact_start is not null"
+        )
+        page = exporter.scrape()
+
+    assert there == (server.major >= 18)
+    for name in (TRANSACTION, QUERY, IDLE, XMIN):
+        assert told(page, name) == {}, name
 
 
 def test_a_prepared_transaction_is_as_old_as_the_server_says(watched: Watched) -> None:
