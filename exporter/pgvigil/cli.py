@@ -338,6 +338,17 @@ def _grants(told: argparse.Namespace) -> int:
     return 0
 
 
+def _hand_out(told: argparse.Namespace) -> int:
+    from pgvigil import shipped
+
+    new = shipped.hand_out(told.kind, told.out, force=told.force)
+    for path in new:
+        print(path)
+    count = len(shipped.files(told.kind))
+    print(f"{count} files of {told.kind} are in {told.out}, {len(new)} of them new")
+    return 0
+
+
 def _drill(told: argparse.Namespace) -> int:
     from pgvigil import drill, orders, scratch
 
@@ -565,6 +576,18 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     command("query", _query, "Run one query on a server: its rows, and their series.", common)
     command("grants", _grants, "Print the SQL that makes a role for monitoring.")
     command("record", _record, "Write down that a backup, a drill or a check was done.", whom)
+    for kind, text in (
+        ("rules", "alert and recording rules"),
+        ("dashboards", "Grafana dashboards"),
+    ):
+        made = command(kind, _hand_out, f"Write the {text} of this version into a folder.")
+        made.set_defaults(kind=kind)
+        made.add_argument(
+            "--out", type=Path, required=True, metavar="DIR", help="the folder; made when absent"
+        )
+        made.add_argument(
+            "--force", action="store_true", help="write over files that say something else"
+        )
     drill = command("drill", _drill, "Practise what must work one day: a restore.")
     if "drill" in words[:1]:
         _drills(drill, whom)

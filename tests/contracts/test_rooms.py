@@ -64,6 +64,7 @@ ORDER = (
     "drill",
     "pgbackrest",
     "orders",
+    "shipped",
     "cli",
     "__main__",
 )
