@@ -59,6 +59,14 @@ NOW = {"stat", "table", "bargauge"}
 
 COLORS = {"page": "red", "ticket": "orange", "finding": "purple"}
 
+CONTEXT = (
+    *("pg_up", "pg_server_info", "pg_settings_", "pg_current_", "pg_control_", "pg_record_info"),
+    *("pg_database_size_bytes", "pg_stat_activity_running_statements"),
+    *("pg_stat_progress_basebackup_age_seconds", "pg_backup_start_timestamp_seconds"),
+)
+"""With what the names of metrics begin that every server gives, or one now and then, and that tell
+by themselves of a standard only where they come first."""
+
 ANNOTATIONS = (
     # Name, colour, expression, title, and whether the values are the moments, in milliseconds.
     ("Restarts", "red", "1000 * pg_postmaster_start_timestamp_seconds{$here}",
@@ -268,13 +276,19 @@ def _variables(raw: Json) -> dict[str, Json]:
 
 
 def _seen(here: str) -> str:
-    """A series for each standard of which something is seen: the first of its metrics decides."""
+    """A series for each standard of which something is seen that decides on it."""
     return " or ".join(
-        f"label_replace(group by (instance, job) ({standard.metrics[0]}{{{here}}}),"
+        f'label_replace(group by (instance, job) ({{__name__=~"{"|".join(deciding)}", {here}}}),'
         f' "standard", "{standard.id}", "", "")'
         for standard in standards.load()
-        if standard.metrics
+        if (deciding := _deciding(standard))
     )
+
+
+def _deciding(standard: Standard) -> list[str]:
+    """The metrics of which one is enough; the first always is."""
+    first, others = standard.metrics[:1], standard.metrics[1:]
+    return [*first, *(name for name in others if not name.startswith(CONTEXT))]
 
 
 def _kind(panel: Json) -> str:

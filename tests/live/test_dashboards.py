@@ -250,3 +250,24 @@ def test_every_annotation_is_a_query_that_prometheus_takes(stage: Stage, file: P
         stage.prometheus.query(text)  # one that it does not take raises HTTPError
         if of["useValueForTime"]:
             stage.prometheus.wait_until(f"({text}) / 1000 > time() - 3600")
+
+
+def test_a_standard_is_known_by_any_metric_that_decides_on_it(stage: Stage) -> None:
+    # Before version 16 there is no pg_stat_io, but the statistics of the databases.
+    (state,) = (
+        of.expression
+        for of in grafana.queries(grafana.DASHBOARDS / "standards.json", chosen(".*"))
+        if of.panel == "Kept?" and of.expression.startswith("max by")
+    )
+    for seen in (
+        'pg_stat_database_blks_read_total{instance="primary"}',
+        'pgbouncer_pools_cl_waiting{instance="pool"}',
+        'pgvigil_objective{instance="away"}',
+        'pgvigil_target_up{instance="own"}',
+    ):
+        stage.prometheus.wait_until(seen)
+    told = stage.prometheus.query(state)
+    states = {(labels["instance"], labels["standard"]): value for labels, value in told}
+    assert min(states["primary", "RES-4"], states["pool", "RES-2"]) > 0
+    assert states["primary", "RES-2"] == states["pool", "RES-4"] == states["away", "RES-4"] == 0
+    assert {instance for instance, _ in states} == {*MEMBERS, "away", "pool"}
