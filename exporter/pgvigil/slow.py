@@ -69,8 +69,9 @@ are. Customers may not enter them."""
 _LIST = """select datname,
   case
     when datname = pg_catalog.current_database() then 'here'
-    when datallowconn and not datistemplate and datconnlimit not in (-2, 0)
-      and pg_catalog.has_database_privilege(oid, 'connect') then 'open'
+    when not datallowconn or datistemplate or datconnlimit in (-2, 0) then null
+    when pg_catalog.has_database_privilege(oid, 'connect') then 'open'
+    when not pg_catalog.has_database_privilege(oid, 'connect') then 'shut'
   end
 from pg_catalog.pg_database"""
 _SIZES = """select datname, pg_catalog.pg_database_size(oid)
@@ -454,6 +455,8 @@ class SlowLane:
             pooled = isinstance(session, Session) and session.pooled
             ways = (b"here",) if pooled else (b"here", b"open")
             names = [name for name, way in rows if way in ways and self._watched(name)]
+            # What the role never might enter is somebody's choice, what it might is lost.
+            shut = [name for name, way in rows if way == b"shut" and name in self.databases]
             if not self._sizes.keys() >= set(names):
                 # Looking at every file is for when there is something new to compare.
                 sizes = await _rows(session, _SIZES, self._deadline(_CONNECT + 5))
@@ -464,15 +467,28 @@ class SlowLane:
         names.sort(key=lambda name: (-self._sizes[name], name))
         most = self._target.max_databases
         self.left_out = names[most:]
-        for name in self.databases.keys() - set(names[:most]):
-            del self.databases[name]
+        before, visited = self.databases, names[:most]
+        for name in before.keys() - set(visited):
             self._ledger.forget(name)
         self._findings = None
-        # In the order of their sizes, so that the biggest is visited first.
+        # In the order of their sizes, so that the biggest is visited first. What was shut has
+        # nothing due, and begins anew.
         self.databases = {
-            name: self.databases.get(name) or Place(name, dict(self._rounds))
-            for name in names[:most]
+            name: before[name] if name in before and before[name].due else self._open(name)
+            for name in visited
         }
+        self.databases |= {name: self._shut(before[name]) for name in shut}
+
+    def _open(self, name: str) -> Place:
+        return Place(name, dict(self._rounds))
+
+    def _shut(self, place: Place) -> Place:
+        """A database that the role may not enter any more: it is named, and not tried."""
+        if not place.due:
+            return place
+        shut = Place(place.database, down=place.down)
+        self._stumbled(shut, Unreachable(Down.INSUFFICIENT_PRIVILEGE, "CONNECT was revoked"))
+        return shut
 
     def _watched(self, name: str) -> bool:
         if name in _PROVIDERS:

@@ -208,6 +208,34 @@ def test_a_database_that_lets_nobody_in_is_named_and_costs_only_itself(
         assert "invalid_authorization_specification" in exporter.get("/").body.decode()
 
 
+def test_a_database_that_was_open_and_may_not_be_entered_any_more_is_named(
+    server: Server, tmp_path: Path
+) -> None:
+    server.execute("create database shut")
+    server.execute("revoke connect on database shut from public")
+    with exporter_of(tmp_path, server) as exporter:
+        page_where(exporter, lambda page: databases(page) == ALL)
+        server.execute("revoke connect on database two from public")
+        page = page_where(exporter, lambda page: databases(page) == ALL - {"two"})
+        assert page.value("pgvigil_database_up", datname="two") == 0
+        assert page.value("pgvigil_database_up", datname="one") == 1
+        assert databases(page, "pgvigil_database_up") == ALL, "that of others was never ours"
+        assert page.value("pgvigil_databases", state="failing") == 1
+        assert "CONNECT was revoked" in exporter.get("/").body.decode()
+        seen = server.log_position()
+        server.execute("create database four")
+        page_where(exporter, lambda page: "four" in databases(page))
+        assert "permission denied" not in server.log(seen), "it is not tried"
+        server.execute("drop database four")
+        server.execute("grant connect on database two to public")
+        page = page_where(exporter, lambda page: databases(page) == ALL)
+        assert page.value("pgvigil_database_up", datname="two") == 1
+        server.execute("revoke connect on database two from public")
+        page_where(exporter, lambda page: not page.value("pgvigil_database_up", datname="two"))
+        server.execute("drop database two")
+        page_where(exporter, lambda page: databases(page, "pgvigil_database_up") == ALL - {"two"})
+
+
 def test_databases_are_chosen_by_name_and_by_number(server: Server, tmp_path: Path) -> None:
     server.execute("create table wide as select generate_series(1, 200000) as n", database="three")
     chosen: dict[str, Any] = {
