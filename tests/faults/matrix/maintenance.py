@@ -36,8 +36,9 @@ def _autovacuum_off(stage: Stage) -> Iterator[None]:
     """And a table's rows die."""
     stage.primary.set({"autovacuum": False})
     stage.execute(
-        "create table dying as select n from generate_series(1, 3000) as n;"
-        "update dying set n = n + 1; analyze dying"
+        "create table dying (n int primary key);"
+        "insert into dying select n from generate_series(1, 3000) as n;"
+        "update dying set n = n + 3000; analyze dying"
     )
     yield
     stage.primary.set({"autovacuum": True})
@@ -88,13 +89,14 @@ _HEAPED = tuple(f"heaped_{number}" for number in range(8))
 
 def _burn(stage: Stage, transactions: int) -> None:
     """Use up transaction ids: a subtransaction that writes takes one."""
-    stage.execute("create table if not exists burnt (id int)")
+    stage.execute("create table burnt (id int primary key)")
     for _ in range(transactions // 10_000):
         stage.execute(
             "do $$ begin for n in 1..10000 loop"
             " begin insert into burnt values (n); exception when others then null; end;"
             " end loop; end $$; truncate burnt"
         )
+    stage.execute("drop table burnt")
 
 
 FAULTS = (
@@ -128,6 +130,7 @@ FAULTS = (
         _held_back,
         (Alert("VacuumHeldBack", "ticket", "primary"),),
         also=("PreparedTransactionOld",),
+        scene="days",
     ),
     Fault(
         "transaction ids grow old, for nothing can be frozen",
