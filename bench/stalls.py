@@ -11,6 +11,7 @@ from typing import NamedTuple
 import structlog
 from pgvigil import catalogue, config, ranking, serve
 from pgvigil.collect import Collector
+from pgvigil.fleet import Fleet
 from psycopg import conninfo
 
 from bench.exporters import Client
@@ -78,7 +79,9 @@ async def _longest_gaps(line: str, extra: Path, scrapes: int) -> Gaps:
 
     gc.collect()
     gc.freeze()  # as the command does
-    serving = asyncio.create_task(serve.run(serve.Application([collector]), listener, stopped))
+    serving = asyncio.create_task(
+        serve.run(serve.Application(Fleet([collector])), listener, stopped)
+    )
     loop = asyncio.get_running_loop()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as client:
         series = await loop.run_in_executor(client, _series, port)

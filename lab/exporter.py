@@ -122,12 +122,16 @@ class Exporter:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def get(
-        self, path: str, headers: Mapping[str, str] | None = None, timeout: float = 60
+        self,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 60,
+        method: str = "GET",
     ) -> Response:
         """Ask for a path over a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         with contextlib.closing(connection):
-            connection.request("GET", path, headers=dict(headers or {}))
+            connection.request(method, path, headers=dict(headers or {}))
             response = connection.getresponse()
             names = {name.lower(): value for name, value in response.getheaders()}
             return Response(response.status, names, response.read())

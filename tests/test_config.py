@@ -239,6 +239,7 @@ targets:
             Target("service-one", {"service": "one"}),
         ],
         (tmp_path / "own", tmp_path / "more.yml", Path("last")),
+        files=(path,),
     )
 
 

@@ -15,6 +15,7 @@ from pgvigil.catalogue import Query
 from pgvigil.collect import Collector, Scrape
 from pgvigil.config import Target
 from pgvigil.errors import Down, QueryFailed
+from pgvigil.fleet import Fleet
 from pgvigil.lane import Tally
 from pgvigil.plan import Facts, Loss, Plan, Reason, Refusal, Statement
 from pgvigil.render import Family, Layout, Sheet, headers
@@ -506,8 +507,8 @@ def test_each_family_stands_once_and_together(openmetrics: bool) -> None:
     collector, scrape = scraped()
     collector.last = scrape
     for pages in (
-        [*about.families(collector, scrape), about.ourselves()],
-        [about.ourselves(), *about.overview([collector, collector_of(name="b")])],
+        [*about.families(collector, scrape), *about.ourselves(Fleet())],
+        [*about.ourselves(Fleet()), *about.overview([collector, collector_of(name="b")])],
     ):
         page = b"".join(render.write(pages, openmetrics=openmetrics)).decode()
         kinds = re.findall(r"^# TYPE (\S+)", page, re.M)
@@ -540,7 +541,7 @@ def test_the_overview_tells_the_last_state_of_each_target() -> None:
 
 
 def test_the_page_tells_what_runs_here_and_ends_with_our_own_process() -> None:
-    page = b"".join(render.write([about.ourselves()], openmetrics=True)).decode()
+    page = b"".join(render.write(about.ourselves(Fleet()), openmetrics=True)).decode()
     names = [family.name for family in parsed(page, openmetrics=True)]
     assert names[0] == "pgvigil_build_info"
     assert {"process_resident_memory_bytes", "process_open_fds"} <= set(names)

@@ -16,6 +16,7 @@ from pgvigil.catalogue import Metric, Needs, Query, Variant
 from pgvigil.collect import Collector, Scrape
 from pgvigil.config import Address, Target
 from pgvigil.errors import QueryFailed
+from pgvigil.fleet import Fleet
 from pgvigil.lane import Tally
 from pgvigil.plan import Facts, Plan, Reason, Refusal, Statement
 from pgvigil.render import Family, Layout, Sheet, headers
@@ -122,19 +123,19 @@ class Prepared(Collector):
 
 @pytest.fixture
 def one() -> Application:
-    return Application([collector_of()])
+    return Application(Fleet([collector_of()]))
 
 
 @pytest.fixture
 def two() -> Application:
-    return Application([collector_of("one"), collector_of("two & more")])
+    return Application(Fleet([collector_of("one"), collector_of("two & more")]))
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
 @pytest.mark.parametrize("targets", [0, 1, 2])
 def test_health_is_told_without_asking_any_server(path: str, targets: int) -> None:
     collectors = [Prepared() for _ in range(targets)]
-    reply = ask(Application(collectors), path)
+    reply = ask(Application(Fleet(collectors)), path)
     assert reply == Reply(
         200,
         {
@@ -288,7 +289,9 @@ def test_discovery_names_the_page_of_each_target(two: Application) -> None:
 )
 def test_the_format_is_the_one_the_client_would_rather_have(accept: str | None, media: str) -> None:
     reply = ask(
-        Application([Prepared()]), "/metrics", headers={} if accept is None else {"Accept": accept}
+        Application(Fleet([Prepared()])),
+        "/metrics",
+        headers={} if accept is None else {"Accept": accept},
     )
     assert reply.headers["content-type"] == media
     assert reply.text.endswith("# EOF\n") is (media == render.OPENMETRICS)
@@ -311,7 +314,7 @@ def test_the_format_is_the_one_the_client_would_rather_have(accept: str | None, 
 )
 def test_gzip_is_used_where_the_client_takes_it(accepted: str | None, packed: bool) -> None:
     headers = {} if accepted is None else {"Accept-Encoding": accepted}
-    reply = ask(Application([Prepared()]), "/livez", headers=headers)
+    reply = ask(Application(Fleet([Prepared()])), "/livez", headers=headers)
     assert reply.headers.get("content-encoding") == ("gzip" if packed else None)
     assert (gzip.decompress(reply.body) if packed else reply.body) == b"ok\n"
     assert reply.headers["content-length"] == str(len(reply.body))
@@ -319,9 +322,8 @@ def test_gzip_is_used_where_the_client_takes_it(accepted: str | None, packed: bo
 
 def test_a_big_page_goes_out_in_slices_packed_or_not() -> None:
     samples = b"".join(b'\npg_a{x="%d"} %d' % (n, n * n) for n in range(50_000))
-    application = Application(
-        [Prepared(Family(headers("pg_a", "gauge", "What it is."), [samples]))]
-    )
+    family = Family(headers("pg_a", "gauge", "What it is."), [samples])
+    application = Application(Fleet([Prepared(family)]))
     plain = ask(application, "/metrics")
     assert len(plain.body) > 5 * serve.SLICE
     assert all(0 < len(part) < 2 * serve.SLICE for part in plain.parts)
@@ -381,7 +383,7 @@ def test_a_scrape_ends_before_prometheus_gives_up(
 
     async def at_a_known_time() -> None:
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 1000.0)
-        await answer(Application([collector]), scope)
+        await answer(Application(Fleet([collector])), scope)
 
     asyncio.run(at_a_known_time())
     assert collector.deadlines == pytest.approx([1000.0 + seconds])
@@ -403,7 +405,7 @@ def test_a_load_balancer_learns_the_role_last_seen(
     collector = collector_of()
     collector.facts, collector.facts_at = Facts(160004, in_recovery), 1000.0
     collector.last = Scrape(up=True, down=None)
-    reply = ask(Application([collector]), path)
+    reply = ask(Application(Fleet([collector])), path)
     assert (reply.status, reply.text) == (status, told)
 
 
@@ -422,7 +424,7 @@ def test_a_role_that_is_not_known_or_old_is_no_role(
     monkeypatch.setattr("time.time", lambda: now)
     collector = collector_of()
     collector.facts, collector.facts_at, collector.last = facts, 1000.0, last
-    reply = ask(Application([collector]), path)
+    reply = ask(Application(Fleet([collector])), path)
     told = "unknown: no recent scrape has seen this server's role\n"
     assert (reply.status, reply.text) == (503, told)
 
@@ -462,11 +464,11 @@ def test_the_page_for_people_says_that_all_is_well_until_a_query_fails() -> None
     collector.last = Scrape(up=True, down=None)
     collector.plan = Plan((Statement(QUERY, "select", ()),), ())
     collector.ledger.tallies = {QUERY.name: Tally(rows={"": 3})}
-    page = ask(Application([collector]), "/").text
+    page = ask(Application(Fleet([collector])), "/").text
     assert "All is well" in page
     assert "1 target: 1 up." in page
     collector.ledger.tallies = {QUERY.name: Tally(failing=frozenset({""}))}
-    page = ask(Application([collector]), "/").text
+    page = ask(Application(Fleet([collector])), "/").text
     assert "All is well" not in page
     assert "<td>fails: area.query</td><td>AVL-7: " in page
     assert "availability.md#queryfailing'>" in page
@@ -489,7 +491,7 @@ def test_the_page_for_people_lets_no_name_be_markup() -> None:
     collector.ledger.tallies = {
         QUERY.name: Tally(failing=frozenset({""}), failures=Counter({"<em>": 1}))
     }
-    page = ask(Application([collector]), "/").text
+    page = ask(Application(Fleet([collector])), "/").text
     for name in ("<i>", "<b>&", "<u>", "<s> lacks", "<em>", "<why>", "canary"):
         assert name not in page
     for name in ("&lt;i&gt;", "&lt;b&gt;", "&lt;u&gt;", "&lt;s&gt; lacks", "&lt;em&gt;"):
@@ -500,7 +502,7 @@ def test_the_page_for_people_tells_what_runs_and_what_does_not() -> None:
     collector = collector_of()
     collector.plan = Plan((Statement(QUERY, "select", ()),), (REFUSED,))
     collector.ledger.tallies = {QUERY.name: Tally(rows={"": 3})}
-    page = ask(Application([collector]), "/").text
+    page = ask(Application(Fleet([collector])), "/").text
     assert "1 queries run here" in page
     assert "<td>area.query</td><td>&lt;why&gt;</td>" in page
     assert "<td class=number>scrape</td><td class=number>3 rows</td>" in page
@@ -510,7 +512,7 @@ def test_the_page_for_people_tells_what_runs_and_what_does_not() -> None:
     collector.ledger.settle(
         QUERY, "", Layout(Statement(QUERY, "", QUERY.metrics), {}).sheet(), missing, 0.1
     )
-    page = ask(Application([collector]), "/").text
+    page = ask(Application(Fleet([collector])), "/").text
     assert "queries run here" not in page
     assert "<td>area.query</td><td>undefined_table</td><td>no such table</td>" in page
 

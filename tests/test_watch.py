@@ -13,6 +13,7 @@ import pytest
 from pgvigil import catalogue, collect, landing, serve, watch
 from pgvigil.collect import Collector
 from pgvigil.config import Target
+from pgvigil.fleet import Fleet
 from pgvigil.plan import Facts
 from pgvigil.render import Layout
 from pgvigil.serve import Application
@@ -176,7 +177,7 @@ def test_livez_fails_when_all_that_is_scraped_has_hung_for_three_intervals(
     async def told() -> None:
         clock = Clock(monkeypatch)
         one, two, idle = collector_of("one"), collector_of("two"), collector_of("idle")
-        livez = status(Application([one, two, idle]))
+        livez = status(Application(Fleet([one, two, idle])))
         with patch.object(Session, "open", hang):
             await asyncio.gather(scrape(one), scrape(two))
             for _ in range(3):  # a request every 20 seconds
@@ -189,7 +190,7 @@ def test_livez_fails_when_all_that_is_scraped_has_hung_for_three_intervals(
             assert text.startswith("everything hangs: the scrape of one for 7")
             assert "the scrape of two for 7" in text
             assert "idle" not in text
-            assert "Everything hangs" in landing.page([one, two, idle])
+            assert "Everything hangs" in landing.page([one, two, idle], several=True)
         assert (await scrape(one, 10)).down == "connection_refused"
         assert await livez() == (200, "ok\n")  # one of them goes on
         clock.ahead += 61  # nobody scrapes any more
@@ -205,7 +206,7 @@ def test_a_background_at_work_within_its_bounds_is_a_sign_of_life(
     async def told() -> None:
         clock, collector = Clock(monkeypatch), collector_of()
         slow = collector.slow
-        livez = status(Application([collector]))
+        livez = status(Application(Fleet([collector])))
         with patch.object(Session, "open", hang):
             await scrape(collector)
             for _ in range(4):

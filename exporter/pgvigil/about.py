@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from pgvigil import __version__, maintenance
 from pgvigil.collect import Collector, Scrape
 from pgvigil.errors import Down
+from pgvigil.fleet import Fleet
 from pgvigil.own import OWN, PREFIXES
 from pgvigil.render import Family, Headers, Sheet, bucket_limit, headers, number, pair
 from pgvigil.slow import Result, shown
@@ -69,10 +70,18 @@ def overview(collectors: Iterable[Collector]) -> Iterator[Family]:
     yield from _of_targets(known)
 
 
-def ourselves() -> Family:
-    """What is running here."""
+def ourselves(fleet: Fleet) -> Iterator[Family]:
+    """What is running here, and whether it could be told anew what to do."""
     labels = _pairs(("version", __version__), ("python", platform.python_version()))
-    return _family("pgvigil_build_info", (), [(labels, 1)])
+    yield _family("pgvigil_build_info", (), [(labels, 1)])
+    shard = _pairs(("shard", str(fleet.shard.ordinal)), ("shards", str(fleet.shard.shards)))
+    yield _family("pgvigil_targets", (), [(shard, len(fleet.collectors))])
+    yield _family("pgvigil_config_last_reload_successful", (), [(b"", fleet.reloaded)])
+    yield _family(
+        "pgvigil_config_last_reload_success_timestamp_seconds",
+        (),
+        [(b"", round(fleet.loaded_at, 3))],
+    )
 
 
 def _expected(collector: Collector) -> Iterator[Family]:

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,23 +22,24 @@ from pgvigil import (
     __version__,
     apart,
     catalogue,
-    computed,
     config,
     entry,
     expected,
     grants,
     job,
     record,
-    render,
     serve,
 )
-from pgvigil.collect import Collector
 from pgvigil.config import Settings, Target, Told
 from pgvigil.door import Door
 from pgvigil.errors import DrillFailed, Problem, QueryFailed, Refused, Unreachable, printable
+from pgvigil.fleet import Fleet
 from pgvigil.kinds import open_source
-from pgvigil.plan import Facts, Plan, Statement, concerning, disabled, make_plan, wanted
+from pgvigil.plan import Facts, Plan, concerning, disabled, make_plan, wanted
+from pgvigil.reload import Reloader
 
+READING = 60.0
+"""Seconds that a reload may take to read configuration and catalogue."""
 USAGE_ERROR = 2
 """The exit code for a configuration or a catalogue that is refused."""
 FAILURE = 1
@@ -106,15 +107,17 @@ def _hide(words: Sequence[str], command: Sequence[str], dsn: str) -> None:
 
 
 def _serve(told: argparse.Namespace) -> int:
-    settings, queries = apart.run(partial(_complete, told))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be followed
+    read = partial(_complete, told)
+    settings, queries = apart.run(read)
     try:
         door = serve.listen(settings.listen)
     except OSError as error:
         _log.error("cannot listen", address=str(settings.listen), reason=error.strerror)
         return FAILURE
-    collectors = [
-        Collector(target, queries, partial(_layout, target)) for target in settings.targets
-    ]
+    fleet = Fleet()
+    fleet.adopt(settings, queries)
+    reloader = Reloader(partial(apart.again, read, READING), fleet, settings)
     announce = partial(
         _log.info,
         "pgvigil serves",
@@ -125,32 +128,37 @@ def _serve(told: argparse.Namespace) -> int:
     )
     # What is loaded now stays for good: collections need not look at it again.
     gc.freeze()
-    asyncio.run(_serving(collectors, door, announce))
+    asyncio.run(_serving(told, fleet, reloader, door, announce))
     _log.info("pgvigil ends")
     return 0
 
 
-def _layout(target: Target, statement: Statement, labels: Mapping[str, str]) -> render.Layout:
-    """How the rows of a statement on a target are written down."""
-    return computed.layout(statement, {**target.labels, **labels}, target.limits)
-
-
 async def _serving(
-    collectors: Sequence[Collector], door: Door, announce: Callable[[], object]
+    told: argparse.Namespace,
+    fleet: Fleet,
+    reloader: Reloader,
+    door: Door,
+    announce: Callable[[], object],
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reloader.begin)
+    watching = loop.create_task(reloader.watch()) if told.watch_config else None
     announce()  # not before: who reads it may end us at once
 
     async def stopped() -> None:
         await stop.wait()
 
+    application = serve.Application(fleet, door, reloader.begin if told.web_reload else None)
     try:
-        await serve.run(serve.Application(collectors, door), door, stopped)
+        await serve.run(application, door, stopped)
     finally:
-        await asyncio.gather(*(collector.close() for collector in collectors))
+        if watching:
+            watching.cancel()
+        await reloader.close()
+        await fleet.close()
 
 
 def _check(told: argparse.Namespace) -> int:
@@ -397,6 +405,7 @@ def _settled(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query,
                 tuple(told.catalogue),
                 tuple(told.enable),
                 tuple(told.disable),
+                told.shard,
             ),
             os.environ,
         )
@@ -411,7 +420,7 @@ def _settled(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query,
         problems += _unknown(settings, queries)
     if problems or settings is None:
         raise Refused(problems)
-    return settings, queries
+    return settings.shared_out(), queries
 
 
 def _complete(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query, ...]]:
@@ -513,6 +522,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         "--listen", metavar="ADDRESS:PORT", help=f"where to serve (default {config.DEFAULT_LISTEN})"
     )
     common.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="keep only the targets of part I of N, counted from 0; NAME-I/N will do, such as a "
+        "pod's name (or PGVIGIL_SHARD)",
+    )
+    common.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",
@@ -524,6 +539,17 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             name, help=text, description=text, parents=parents, allow_abbrev=False
         )
         made.set_defaults(run=run, dsn=None, log_level="info")
+        if name == "serve":
+            made.add_argument(
+                "--web-reload",
+                action="store_true",
+                help="let POST /-/reload read configuration and catalogue anew, as SIGHUP does",
+            )
+            made.add_argument(
+                "--watch-config",
+                action="store_true",
+                help="read them anew when their files change, too; looks every 30 s",
+            )
         if name == "explain":
             made.add_argument("--target", help="only this target of the configuration")
             made.add_argument(

@@ -205,6 +205,13 @@ class Collector:
             # What takes its end well closes it itself, and before its descriptor has another use.
             asyncio.get_running_loop().call_later(GRACE, session.cut)
 
+    async def retire(self) -> None:
+        """Close when the scrape under way has ended; whoever waits for it gets all of it."""
+        if running := self._running:
+            patience = running.due - asyncio.get_running_loop().time()
+            await asyncio.wait({running.task}, timeout=max(0.0, patience))
+        await self.close()
+
     async def close(self) -> None:
         """End what runs, and the connection."""
         if self._running:

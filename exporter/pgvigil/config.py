@@ -3,7 +3,7 @@
 import difflib
 import errno
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,8 @@ from psycopg import ProgrammingError, conninfo, pq
 from pgvigil import documents, expected
 from pgvigil.errors import Problem, Refused, printable
 from pgvigil.maintenance import Window
+from pgvigil.shard import MOST, WHOLE, Shard
+from pgvigil.shard import parse as parse_shard
 from pgvigil.standards import LATENCY, Objective
 
 DEFAULT_LISTEN = ":9187"
@@ -139,6 +141,17 @@ class Settings:
     targets: Sequence[Target]
     catalogue: Sequence[Path]
     """Files and folders with the operator's own queries."""
+    shard: Shard = WHOLE
+    elsewhere: Collection[str] = frozenset()
+    """The names of the targets that other shards keep."""
+    files: Sequence[Path] = ()
+    """Where all this was read, the catalogue aside."""
+
+    def shared_out(self) -> "Settings":
+        """The same with the targets of our shard alone."""
+        kept = [target for target in self.targets if self.shard.keeps(target.name)]
+        others = {target.name for target in self.targets} - {target.name for target in kept}
+        return replace(self, targets=kept, elsewhere=frozenset(others))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +164,7 @@ class Told:
     catalogue: Sequence[Path] = ()
     enable: Sequence[str] = ()
     disable: Sequence[str] = ()
+    shard: str | None = None
 
 
 def read_secret(path: Path) -> str:
@@ -196,6 +210,7 @@ def settle(told: Told, environment: Mapping[str, str]) -> Settings:
             problems.append(document.problem(("listen",), f"listen {text}"))
         else:
             problems.append(Problem(place, None, text))
+    shard = _shard(told, environment, problems)
     if document and path and "targets" in data:
         if told.dsn or environment.get("PGVIGIL_DSN"):
             # A --dsn with a password has become a PGVIGIL_DSN by now.
@@ -214,7 +229,22 @@ def settle(told: Told, environment: Mapping[str, str]) -> Settings:
     targets = [
         replace(t, enable=(*t.enable, *enable), disable=(*t.disable, *disable)) for t in targets
     ]
-    return Settings(address, targets, (*own, *told.catalogue))
+    read = (path,) if path else ()
+    return Settings(address, targets, (*own, *told.catalogue), shard, files=read)
+
+
+def _shard(told: Told, environment: Mapping[str, str], problems: list[Problem]) -> Shard:
+    """Which part of the targets is ours."""
+    text, place = told.shard, "--shard"
+    if text is None:
+        text, place = environment.get("PGVIGIL_SHARD"), "PGVIGIL_SHARD"
+    if not text and place == "PGVIGIL_SHARD":
+        return WHOLE
+    shard = parse_shard(text or "")
+    if shard is None:
+        meant = "I/N or NAME-I/N with I from 0 to N - 1, such as 0/3 or pgvigil-2/3"
+        problems.append(Problem(place, None, f"must be {meant}, and N at most {MOST}"))
+    return shard or WHOLE
 
 
 def parse_address(text: str) -> Address | None:

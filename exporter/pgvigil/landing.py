@@ -69,10 +69,10 @@ class _Trouble(NamedTuple):
     """Seconds since the epoch."""
 
 
-def page(collectors: Sequence[Collector]) -> str:
-    """The whole page as HTML."""
-    links = ["/metrics", "/livez", "/readyz"] + (["/sd"] if len(collectors) > 1 else [])
-    sections = "\n".join(_target(collector, len(collectors) > 1) for collector in collectors)
+def page(collectors: Sequence[Collector], *, several: bool) -> str:
+    """The whole page as HTML; with `several` targets each has a page of its own."""
+    links = ["/metrics", "/livez", "/readyz"] + (["/sd"] if several else [])
+    sections = "\n".join(_target(collector, several) for collector in collectors)
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width'>"

@@ -225,6 +225,24 @@ PROCESS = (
         "The running version of the exporter.",
     ),
     Own(
+        "pgvigil_targets",
+        "gauge",
+        ("shard", "shards"),
+        "Targets that this process keeps, with its shard, counted from 0, and how many there are.",
+    ),
+    Own(
+        "pgvigil_config_last_reload_successful",
+        "gauge",
+        (),
+        "Whether the configuration and the catalogue were good when they were last read.",
+    ),
+    Own(
+        "pgvigil_config_last_reload_success_timestamp_seconds",
+        "gauge",
+        (),
+        "When the configuration in force was read, in seconds since the epoch.",
+    ),
+    Own(
         "process_cpu_seconds_total",
         "counter",
         (),

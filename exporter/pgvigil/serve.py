@@ -20,6 +20,8 @@ from pgvigil import about, landing, render, watch
 from pgvigil.collect import Collector
 from pgvigil.config import Address
 from pgvigil.door import Door, Guest, Stage, Why
+from pgvigil.errors import Problem
+from pgvigil.fleet import Fleet
 
 _pack: Any = zlib.compressobj
 with contextlib.suppress(ImportError):  # no wheel for this machine: the same, four times slower
@@ -49,20 +51,30 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
+Reload = Callable[[], Awaitable[Sequence[Problem]]]
+"""Begins to read the configuration anew, and ends with what is wrong with it."""
+
+
 class Answer(NamedTuple):
     """What goes back to a client."""
 
     status: int
     media: str
     body: Iterable[bytes]
+    allow: bytes = b"GET, HEAD"
+    """What would have been answered, with the status 405."""
 
 
 class Application:
     """The ASGI application over the collectors of all targets, for those who come by a door."""
 
-    def __init__(self, collectors: Sequence[Collector], door: Door | None = None) -> None:
-        self._collectors = {c.target.name: c for c in collectors}
+    def __init__(
+        self, fleet: Fleet, door: Door | None = None, reload: Reload | None = None
+    ) -> None:
+        """`reload` is None where nobody may ask for one."""
+        self._fleet = fleet
         self._door = door
+        self._begin_reload = reload
         self._drains: set[asyncio.Task[None]] = set()
         self._routes: Mapping[str, Callable[[_Request], Awaitable[Answer]]] = {
             "/": self._landing,
@@ -137,6 +149,8 @@ class Application:
 
     async def _answer(self, scope: Scope, request: "_Request") -> Answer:
         route = self._routes.get(scope["path"])
+        if scope["path"] == "/-/reload" and not request.body:
+            return await self._reload(scope["method"])
         if scope["method"] not in ("GET", "HEAD"):
             return _plain(405, "only GET and HEAD are answered here")
         if request.body:
@@ -145,26 +159,37 @@ class Application:
             return _plain(404, f"nothing is here; there are {' '.join(self._routes)}")
         return await route(request)
 
+    async def _reload(self, method: str) -> Answer:
+        if method != "POST":
+            return _plain(405, "only POST reloads")._replace(allow=b"POST")
+        if self._begin_reload is None:
+            # Whoever reaches the port could keep us busy with it.
+            return _plain(403, "reloading over HTTP is off; --web-reload allows it, or send SIGHUP")
+        if problems := await asyncio.shield(self._begin_reload()):
+            return _plain(500, "\n".join(["nothing is changed:", *map(str, problems)]))
+        return _plain(200, f"reloaded: {len(self._fleet.collectors)} targets")
+
     async def _metrics(self, request: "_Request") -> Answer:
-        if len(self._collectors) == 1:
-            (collector,) = self._collectors.values()
+        if self._fleet.alone:
+            (collector,) = self._fleet.collectors.values()
             return await self._scrape(request, collector)
-        overview = [about.ourselves(), *about.overview(self._collectors.values())]
-        return _metrics_answer(overview, request)
+        ourselves = about.ourselves(self._fleet)
+        overview = about.overview(self._fleet.collectors.values())
+        return _metrics_answer([*ourselves, *overview], request)
 
     async def _probe(self, request: "_Request") -> Answer:
         collector = self._chosen(request)
         if collector is None:
-            known = ", ".join(self._collectors)
-            return _plain(404, f"no such target; /probe?target=NAME knows {known}")
+            return self._unknown(request, "no such target; /probe?target=NAME knows ")
         return await self._scrape(request, collector)
 
     async def _scrape(self, request: "_Request", collector: Collector) -> Answer:
         deadline = asyncio.get_running_loop().time() + request.budget()
         scrape = await collector.scrape(deadline)
         # The exporter itself stands on one page: this one, if it is the only one.
-        alone = len(self._collectors) == 1
-        families = [*about.families(collector, scrape), *([about.ourselves()] if alone else [])]
+        alone = self._fleet.alone
+        ourselves = about.ourselves(self._fleet) if alone else ()
+        families = [*about.families(collector, scrape), *ourselves]
         return _metrics_answer(families, request, process=alone)
 
     async def _discovery(self, request: "_Request") -> Answer:
@@ -174,13 +199,13 @@ class Application:
                 "targets": [host],
                 "labels": {"__metrics_path__": "/probe", "__param_target": n, "instance": n},
             }
-            for n in self._collectors
+            for n in self._fleet.collectors
         ]
         return Answer(200, "application/json", [json.dumps(groups).encode()])
 
     async def _alive(self, _: "_Request") -> Answer:
         # A database's state would be somebody else's; and a loop that stands still says nothing.
-        hung = watch.hanging(self._collectors.values())
+        hung = watch.hanging(self._fleet.collectors.values())
         return _plain(503, f"everything hangs: {hung}") if hung else _plain(200, "ok")
 
     async def _ready(self, _: "_Request") -> Answer:
@@ -189,7 +214,7 @@ class Application:
     async def _role(self, request: "_Request", role: str) -> Answer:
         collector = self._chosen(request)
         if collector is None:
-            return _plain(404, f"name one of ?target={', '.join(self._collectors)}")
+            return self._unknown(request, "name one of ?target=")
         if collector.target.kind != "postgresql":
             return _plain(404, f"a {collector.target.kind} has no role")
         facts, last = collector.facts, collector.last
@@ -200,14 +225,20 @@ class Application:
         return _plain(status, f"{facts.role}, seen {age:.0f} s ago")
 
     async def _landing(self, _: "_Request") -> Answer:
-        page = landing.page(list(self._collectors.values()))
+        collectors = list(self._fleet.collectors.values())
+        page = landing.page(collectors, several=not self._fleet.alone)
         return Answer(200, "text/html; charset=utf-8", [page.encode()])
+
+    def _unknown(self, request: "_Request", text: str) -> Answer:
+        if shard := self._fleet.elsewhere(request.query("target") or ""):
+            return _plain(404, f"this is shard {self._fleet.shard}; the target is with {shard}")
+        return _plain(404, f"{text}{', '.join(self._fleet.collectors)}")
 
     def _chosen(self, request: "_Request") -> Collector | None:
         name = request.query("target")
-        if name is None and len(self._collectors) == 1:
-            return next(iter(self._collectors.values()))
-        return self._collectors.get(name or "")
+        if name is None and self._fleet.alone:
+            return next(iter(self._fleet.collectors.values()))
+        return self._fleet.collectors.get(name or "")
 
 
 class _Request:
@@ -308,7 +339,7 @@ async def _send(
     first, second = next(slices, b""), next(slices, None)
     headers = [(b"content-type", answer.media.encode()), (b"vary", b"accept, accept-encoding")]
     if answer.status == 405:
-        headers.append((b"allow", b"GET, HEAD"))
+        headers.append((b"allow", answer.allow))
     if last:
         headers.append((b"connection", b"close"))
     if compressed:

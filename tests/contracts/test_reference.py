@@ -10,7 +10,7 @@ import pytest
 from pgvigil import catalogue, cli, grants
 from pgvigil.catalogue import Query
 from pgvigil.config import COMMANDS
-from pgvigil.own import OWN
+from pgvigil.own import OWN, SCRAPE
 
 from lab.cluster import PGVIGIL
 from lab.exporter import Exporter
@@ -120,7 +120,7 @@ def test_the_exporters_own_metrics_are_what_its_pages_hold(server: Server, tmp_p
         added = {"target"} if page is overview else set[str]()
         for name, (kind, about, labels) in page.items():
             own = wanted[name]
-            extra = added if not name.startswith(("process_", "pgvigil_build")) else set()
+            extra = added if own in SCRAPE else set()
             assert (kind, about) == (own.type, own.help), name
             assert labels == {frozenset({*own.labels, *extra})}, name
 

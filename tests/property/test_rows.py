@@ -21,6 +21,7 @@ from pgvigil import about, ranking, render
 from pgvigil.catalogue import Top
 from pgvigil.collect import Collector, Scrape
 from pgvigil.config import Target
+from pgvigil.fleet import Fleet
 from pgvigil.plan import Statement
 from pgvigil.render import Sheet
 from pgvigil.source import Rows
@@ -232,7 +233,7 @@ def test_whatever_rows_hold_the_whole_page_parses_and_the_sum_is_right(
     constant: Mapping[str, str], given_results: Sequence[Result]
 ) -> None:
     collector, scrape = scraped(constant, given_results)
-    families = [*about.families(collector, scrape), about.ourselves()]
+    families = [*about.families(collector, scrape), *about.ourselves(Fleet())]
     for openmetrics in (False, True):
         page = read(body(families, openmetrics=openmetrics), openmetrics=openmetrics)
         assert page.value("pg_up") == 1
@@ -250,7 +251,7 @@ def test_whatever_labels_targets_have_the_page_of_them_all_parses(
         Collector(Target(f"t{number}", labels=labels), (), ranking.layout)
         for number, labels in enumerate(constants)
     ]
-    families = [about.ourselves(), *about.overview(collectors)]
+    families = [*about.ourselves(Fleet()), *about.overview(collectors)]
     for openmetrics in (False, True):
         page = read(body(families, openmetrics=openmetrics), openmetrics=openmetrics)
         for collector in collectors:
