@@ -88,6 +88,16 @@ CREATE FUNCTION pgvigil.hba_rules(
   $$;
 REVOKE ALL ON FUNCTION pgvigil.hba_rules() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION pgvigil.hba_rules() TO {role};
+-- Wrong lines of the configuration files: discloses to the role the names of the settings in them,
+-- and no values, which may hold passwords; pg_show_all_file_settings() itself would show all.
+DROP FUNCTION IF EXISTS pgvigil.wrong_file_settings();
+CREATE FUNCTION pgvigil.wrong_file_settings(OUT name text) RETURNS SETOF text
+  LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS $$
+    SELECT name FROM pg_catalog.pg_show_all_file_settings() WHERE error IS NOT NULL
+  $$;
+REVOKE ALL ON FUNCTION pgvigil.wrong_file_settings() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION pgvigil.wrong_file_settings() TO {role};
 """
 
 HOST = """\
@@ -370,7 +380,7 @@ SET LOCAL statement_timeout = '10s';
 
 PARTS = {
     "bloat": "what estimates of bloat need in all tables",
-    "security": "what findings on passwords and pg_hba.conf need",
+    "security": "what findings on passwords, pg_hba.conf and the configuration files need",
     "host": "what figures of the server's machine need",
     "sequences": "what the use of sequences needs",
     "log": "what the durations in the statement log need",

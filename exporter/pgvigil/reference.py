@@ -161,7 +161,11 @@ def _facts(query: Query, versions: Collection[int]) -> Iterator[str]:
         yield f"PostgreSQL {_ranges(versions)}"
     if query.opt_in:
         yield f"Only where the configuration says `enable: [{query.name}]`"
-    if needs := list(_needs(query.needs)):
+    needs = list(_needs(query.needs))
+    ways = [", ".join(_needs(variant.needs)) for variant in query.variants]
+    if all(ways):
+        needs.append(" or ".join(ways))
+    if needs:
         yield f"Needs {', '.join(needs)}"
     if labels := _names(_labels(query)):
         yield f"Labels: {labels}"

@@ -41,7 +41,6 @@ def declared(stage: "Stage") -> Iterator[None]:
 def may_see_files(stage: "Stage") -> Iterator[None]:
     """The exporter may see what is wrong in the configuration files, which needs grants."""
     stage.primary.execute(grants.script("pgvigil", ["security"], create=False))
-    stage.primary.execute("grant execute on function pg_show_all_file_settings() to pgvigil")
     yield
 
 

@@ -82,8 +82,7 @@ class Watched(Stage):
     def furnish(self) -> None:
         for statement in SCHEMA.split(";"):
             self.execute(statement)
-        grant = "grant execute on function pg_show_all_file_settings() to pgvigil"
-        self.primary.execute(f"{grant};{printed('grants', '--security', '--host')}")
+        self.primary.execute(printed("grants", "--security", "--host"))
         self.execute(f"{printed('grants', '--bloat', '--sequences')}")
         self.primary.execute(
             "insert into pgvigil.record (kind, place, started, ended, ok, size_bytes, window_start)"

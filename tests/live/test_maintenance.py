@@ -6,9 +6,10 @@ from contextlib import closing, contextmanager
 
 import psycopg
 import pytest
+from pgvigil import grants
 
 from lab.catalogue import AskedError, Row, number, refusal_of, rows_of
-from lab.cluster import BARE, READER, Cluster
+from lab.cluster import BARE, READER, Cluster, Role
 from lab.postgres import Server
 
 DATABASE = "maintained"
@@ -408,8 +409,7 @@ def test_an_extension_that_stays_behind_is_found(maintained: Server) -> None:
 
 
 def test_a_setting_that_waits_for_a_restart_is_named_and_is_no_error(maintained: Server) -> None:
-    signature = "pg_catalog.pg_show_all_file_settings()"
-    maintained.execute(f"grant execute on function {signature} to pgvigil")
+    maintained.execute(grants.script("pgvigil", ["security"], create=False))
     try:
         assert rows_of(maintained, "maintenance.pending_restarts")[0]["settings"] == 0
         (row,) = rows_of(maintained, "maintenance.configuration_files")
@@ -425,13 +425,16 @@ def test_a_setting_that_waits_for_a_restart_is_named_and_is_no_error(maintained:
         waiting = rows_of(maintained, "maintenance.pending_restart", role=READER)
         counted = rows_of(maintained, "maintenance.pending_restarts", role=BARE)
         (files,) = rows_of(maintained, "maintenance.configuration_files")
+        superuser = Role("postgres", "")
+        (seen,) = rows_of(maintained, "maintenance.configuration_files", role=superuser)
+        names = maintained.execute("select name from pgvigil.wrong_file_settings() order by name")
     finally:
         maintained.set({"max_connections": None})
-        maintained.execute(f"revoke execute on function {signature} from pgvigil")
+        maintained.execute("drop schema pgvigil cascade")
 
     assert [row["name"] for row in waiting] == ["max_connections"]
     assert counted[0]["settings"] == 1
-    assert files["errors"] == 1
-    assert "pg_show_all_file_settings" in (
-        refusal_of(maintained, "maintenance.configuration_files") or ""
-    )
+    assert files["errors"] == seen["errors"] == 1
+    assert names == [("no_such_setting",)]
+    refusal = refusal_of(maintained, "maintenance.configuration_files") or ""
+    assert "pgvigil.wrong_file_settings()" in refusal, "the one that our grants make"

@@ -404,7 +404,9 @@ def test_the_printed_scripts_run_again_and_show_no_more_than_they_say(
             from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
             where n.nspname = 'pgvigil'
         """)
-        assert {"password_kinds", "hba_rules", "host_file"} <= {name for name, *_ in functions}
+        assert {"password_kinds", "hba_rules", "wrong_file_settings", "host_file"} <= {
+            name for name, *_ in functions
+        }
         for name, definer, config, granted, others in functions:
             assert (definer, granted, others) == (True, True, False), name
             assert config[0].startswith("search_path=pg_catalog"), name

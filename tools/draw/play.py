@@ -82,10 +82,7 @@ class Shop(Stage):
         for statement in SCHEMA.split(";"):
             self.execute(statement)
         self.execute(printed("grants", "--bloat", "--sequences"))
-        self.primary.execute(
-            "grant execute on function pg_show_all_file_settings() to pgvigil;"
-            f"{printed('grants', '--security')}"
-        )
+        self.primary.execute(printed("grants", "--security"))
         self.primary.execute(
             "insert into pgvigil.record (kind, place, started, ended, ok, size_bytes, window_start)"
             " values ('backup', 'here', now() - interval '20 s', now(), true, 83e6,"
