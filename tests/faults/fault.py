@@ -97,7 +97,8 @@ def play(fault: Fault, stage: Stage) -> Result:
     result = Result()
     # What the fault before has left is not this one's.
     before = stage.held()
-    found_before = stage.findings()
+    # A finding of always may be away while a fault's target is, and come again later.
+    found_before = stage.findings() | {*stage.usual}
     left = before | found_before | OWN | set(fault.lingers)
     begun = time.monotonic()
     came: dict[Alert | str, float] = {}

@@ -47,6 +47,9 @@ ROUTES = ROOT / "alertmanager" / "alertmanager.yml"
 DATABASE = "shop"
 """Where the load is, and where faults take place."""
 
+WATCHED = ("postgres", DATABASE)
+"""The databases that are visited."""
+
 CONNECTIONS = 40
 
 SETTINGS: Mapping[str, Setting] = {
@@ -205,6 +208,8 @@ class Stage:
         """What Prometheus scrapes besides."""
         self.objectives: dict[str, dict[str, dict[str, float]]] = {}
         """Numbers that a scene only knows when it is set."""
+        self.usual: Collection[str] = ()
+        """What is found when all is well."""
         self.disk: Disk
         """That of a scene which has one."""
         self._rules = sorted(rules.glob("*.yml"))
@@ -257,11 +262,10 @@ class Stage:
         for kind in ("restore_verification", "failover_drill", "integrity_check"):
             self.record(kind)
         self.record("attestation", place="encryption-at-rest")
-        for database in ("postgres", DATABASE):
+        for database in WATCHED:
             # Until PostgreSQL 15 it is so by default.
-            self.primary.execute(
-                "revoke create on schema public from public; analyze", database=database
-            )
+            self.primary.execute("revoke create on schema public from public", database=database)
+        self.analyze()
         around = enter(self.scene.surround(self))
         self._piece = around if isinstance(around, Piece) else Piece()
         # From 15 on a server that was just started minds archive_timeout only after a checkpoint.
@@ -345,6 +349,12 @@ class Stage:
             lambda: time.monotonic() - begun > SETTLED and not self.held(),
             lambda: f"a stage where all is well has alerts: {sorted(self.held())}",
         )
+        self.usual = frozenset(self.findings())
+
+    def analyze(self) -> None:
+        """Have the server know all tables."""
+        for database in WATCHED:
+            self.primary.execute("analyze", database=database)
 
     def _discovery(self) -> dict[str, str]:
         return {"url": f"http://127.0.0.1:{self.exporter.port}/sd", "refresh_interval": "1s"}

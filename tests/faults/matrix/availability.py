@@ -47,10 +47,14 @@ def _restarted(stage: Stage) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _crashed(stage: Stage) -> Iterator[None]:
-    """One process dies, as of a lack of memory, and all the others start anew."""
+    """One process dies, as of a lack of memory, and all the others start anew.
+
+    What is known of the tables is lost with it, so they are analyzed.
+    """
     with stage.session() as session:
         os.kill(session.info.backend_pid, signal.SIGKILL)
     yield
+    stage.analyze()
 
 
 @contextlib.contextmanager
@@ -258,8 +262,6 @@ FAULTS = (
             "ReplicationLag",
             "RoleFlapping",
             "RoleUnexpected",
-            # On 13 a standby that has just started counts some, too.
-            "SessionsSynchronize",
             "StandbyDisconnected",
             "StandbyLost",
             "StandbysMissing",

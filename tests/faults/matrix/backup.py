@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import psycopg
@@ -78,10 +78,12 @@ def _recorded(
     ok: bool = True,
     lasted: str = "5 seconds",
     only: bool = False,
+    places: Sequence[str] = ("here",),
 ) -> Iterator[None]:
-    """The newest of its kind is such a one, or the only one."""
+    """The newest of its kind is such a one in each of these places, or the only one."""
     stage.primary.execute(f"delete from pgvigil.record where kind = '{kind}' and ({ok} or {only})")
-    stage.record(kind, age, ok, lasted)
+    for place in places:
+        stage.record(kind, age, ok, lasted, place)
     yield
     stage.primary.execute(f"delete from pgvigil.record where kind = '{kind}'")
     stage.record(kind)
@@ -157,7 +159,7 @@ FAULTS = (
     ),
     Fault(
         "the last good backup is from the day before yesterday",
-        partial(_recorded, kind="backup", age="40 hours"),
+        partial(_recorded, kind="backup", age="40 hours", places=("here", "elsewhere")),
         (Alert("BackupTooOld", "page"),),
         also=("BackupPlacesTooFew",),
     ),

@@ -1,6 +1,7 @@
 """Statements that take long, or do not end, or are too many to count."""
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
 
@@ -88,14 +89,29 @@ def _stuck(stage: Stage) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _evicted(stage: Stage) -> Iterator[None]:
-    """A program asks each question in words of its own, until there is room for no other."""
-    ((room,),) = stage.execute("select current_setting('pg_stat_statements.max')::int")
-    with stage.session() as session, session.pipeline():
-        session.autocommit = True
-        for number in range(room + room // 2):
-            signs = (" - 1" if number >> place & 1 else " + 1" for place in range(15))
-            session.execute(f"select 1{''.join(signs)}", prepare=False)
-    yield
+    """A program asks each question in words of its own, until there is room for no other.
+
+    And goes on: what comes and goes from one look to the next, 13 does not count.
+    """
+    over = threading.Event()
+
+    def ask() -> None:
+        with stage.session() as session:
+            session.autocommit = True
+            for first in itertools.count(step=_AT_ONCE):
+                with session.pipeline():
+                    for number in range(first, first + _AT_ONCE):
+                        signs = (" - 1" if number >> place & 1 else " + 1" for place in range(20))
+                        session.execute(f"select 1{''.join(signs)}", prepare=False)
+                if over.wait(0.1):
+                    return
+
+    with meanwhile(over, ask):
+        yield
+
+
+_AT_ONCE = 300
+"""Statements, ten times a second."""
 
 
 _OF_SHOP = (("datname", DATABASE),)
