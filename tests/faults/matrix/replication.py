@@ -52,6 +52,7 @@ def _slot_forgotten(
 ) -> Iterator[None]:
     """WAL is kept for a slot that nobody reads."""
     stage.primary.set(settings)
+    stage.execute("checkpoint")  # the slot keeps what was written since the last one
     stage.execute("select pg_create_physical_replication_slot('forgotten', true)")
     _write(stage, megabytes)
     stage.execute("checkpoint")
