@@ -33,7 +33,8 @@ fmt: .venv/dev ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: .venv/dev ## write docs/metrics.md and docs/standards.md anew
+docs: .venv/dev ## write docs/metrics.md, docs/standards.md and what the chart says of its values anew
+	@$(BIN)/python -m tools.chart
 	@$(BIN)/pgvigil reference > docs/metrics.new || { rm -f docs/metrics.new; exit 1; }
 	@mv docs/metrics.new docs/metrics.md
 	@$(BIN)/pgvigil reference --standards > docs/standards.new || { rm -f docs/standards.new; exit 1; }

@@ -1,5 +1,7 @@
 """Builds programs of the Go world at the versions that a module of ours pins."""
 
+import fcntl
+import json
 import os
 import re
 import shutil
@@ -7,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 _CACHE = Path(__file__).resolve().parents[1] / ".cache" / "go"
+_MISSING = "Go is not installed"
 
 
 def version(module: Path, package: str) -> str:
@@ -26,9 +29,17 @@ def built(module: Path, package: str, command: str) -> Path | str:
     program = _CACHE / f"{name}-{version(module, package)}"
     if program.exists():
         return program
-    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    go = _go()
     if go is None:
-        return "Go is not installed"
+        return _MISSING
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    with Path(f"{program}.lock").open("w") as lock:
+        # Several processes run tests.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return program if program.exists() else _build(go, module, package, command, program)
+
+
+def _build(go: str, module: Path, package: str, command: str, program: Path) -> Path | str:
     print(f"building {program.name}, once", flush=True)
     # As their own releases are built: without C, so that no compiler for it is needed.
     words = [go, "build", "-trimpath", "-buildvcs=false", "-o", str(program)]
@@ -42,6 +53,24 @@ def built(module: Path, package: str, command: str) -> Path | str:
     if result.returncode != 0:
         return f"go build failed: {result.stderr.strip()[-300:]}"
     return program
+
+
+def source(module: Path, package: str) -> Path | str:
+    """The files of a package that a module requires, fetched once, or why they cannot be had."""
+    go = _go()
+    if go is None:
+        return _MISSING
+    result = subprocess.run(
+        [go, "mod", "download", "-json", package], cwd=module, capture_output=True, text=True
+    )
+    told = json.loads(result.stdout or "{}")
+    if result.returncode != 0 or "Dir" not in told:
+        return f"go mod download failed: {told.get('Error') or result.stderr.strip()[-300:]}"
+    return Path(told["Dir"])
+
+
+def _go() -> str | None:
+    return shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
 
 
 def _mod(module: Path) -> str:
