@@ -60,6 +60,16 @@ def fetch(
     return next(tree.glob(programs))
 
 
+def mirror() -> str:
+    """The address of the archive that this machine's apt asks; RuntimeError where there is none."""
+    if not (shutil.which("apt-get") and _SOURCES.exists()):
+        raise RuntimeError("this is not a Debian with apt")
+    found = re.search(r"^URIs:\s*(\S+)", _SOURCES.read_text(), re.M)
+    if not found or not _KEYS.exists():
+        raise RuntimeError("apt's sources or keys are not where they were looked for")
+    return found[1]
+
+
 def cache() -> Path:
     """The checkout's .cache, or a folder of ours where temporary files go.
 
@@ -78,16 +88,12 @@ def cache() -> Path:
 
 def _download(work: Path, suites: Sequence[str], packages: Sequence[str]) -> None:
     """Fetch the packages with apt's own lists and state kept apart from the system's."""
-    if not (shutil.which("apt-get") and _SOURCES.exists()):
-        raise RuntimeError("this is not a Debian with apt")
-    mirror = re.search(r"^URIs:\s*(\S+)", _SOURCES.read_text(), re.M)
-    if not mirror or not _KEYS.exists():
-        raise RuntimeError("apt's sources or keys are not where they were looked for")
+    address = mirror()
     for part in ("lists/partial", "cache/archives/partial", "sources", "preferences"):
         (work / part).mkdir(parents=True)
     (work / "status").touch()
     (work / "sources" / "suites.sources").write_text(
-        f"Types: deb\nComponents: main\nURIs: {mirror[1]}\nSuites: {' '.join(suites)}\n"
+        f"Types: deb\nComponents: main\nURIs: {address}\nSuites: {' '.join(suites)}\n"
         f"Signed-By: {_KEYS}\n"
     )
     (work / "apt.conf").write_text(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -84,16 +84,17 @@ class Exporter:
         *arguments: str,
         environment: Mapping[str, str] | None = None,
         port: int | None = None,
+        through: Sequence[str] = (),
     ) -> None:
         """Start it and return when it listens; RuntimeError with its log when it ends instead.
 
-        `port` is a free one when not told.
+        `port` is a free one when not told. `through` is a program that starts it.
         """
         self.port = port or free_port()
         self._directory = tempfile.TemporaryDirectory(prefix="pgvigil-exporter-")
         self._log = Path(self._directory.name, "log")
         clean = {k: v for k, v in os.environ.items() if not k.startswith(_OWN_VARIABLES)}
-        self.command = [sys.executable, "-m", "pgvigil", "serve"]
+        self.command = [*through, sys.executable, "-m", "pgvigil", "serve"]
         self.command += ["--listen", f"127.0.0.1:{self.port}", *arguments]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -346,6 +346,15 @@ def _grants(told: argparse.Namespace) -> int:
     return 0
 
 
+def _alive(told: argparse.Namespace) -> int:
+    from pgvigil import alive
+
+    listen = config.settle(_told(told), os.environ).listen
+    lives, words = alive.ask(listen)
+    print(printable(words), file=sys.stdout if lives else sys.stderr)
+    return 0 if lives else FAILURE
+
+
 def _hand_out(told: argparse.Namespace) -> int:
     from pgvigil import shipped
 
@@ -397,18 +406,7 @@ def _settled(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query,
     settings = None
     extra: Sequence[Path] = told.catalogue
     try:
-        settings = config.settle(
-            Told(
-                told.config,
-                told.dsn,
-                told.listen,
-                tuple(told.catalogue),
-                tuple(told.enable),
-                tuple(told.disable),
-                told.shard,
-            ),
-            os.environ,
-        )
+        settings = config.settle(_told(told), os.environ)
         extra = settings.catalogue
     except Refused as error:
         problems += error.problems
@@ -421,6 +419,18 @@ def _settled(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query,
     if problems or settings is None:
         raise Refused(problems)
     return settings.shared_out(), queries
+
+
+def _told(told: argparse.Namespace) -> Told:
+    return Told(
+        told.config,
+        told.dsn,
+        told.listen,
+        tuple(told.catalogue),
+        tuple(told.enable),
+        tuple(told.disable),
+        told.shard,
+    )
 
 
 def _complete(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query, ...]]:
@@ -592,6 +602,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         return made
 
     command("serve", _serve, "Serve the metrics of one or more servers.", common)
+    command("alive", _alive, "Ask the exporter with these settings whether it lives.", common)
     command("check", _check, "Check configuration and catalogue, without any server.", common)
     command(
         "explain", _explain, "Show what would run on a server, what would not, and why.", common

@@ -68,6 +68,7 @@ ORDER = (
     "pgbackrest",
     "orders",
     "shipped",
+    "alive",
     "cli",
     "__main__",
 )
