@@ -19,9 +19,10 @@ from types import FrameType
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from demo import backup, shop
-from demo.exporter import Exporter, ExporterError, create_role, free_port, last_words
-from demo.summary import Page, describe
+from demo import alerting, backup, exporter, shop
+from demo.alerting import Alerting
+from demo.program import Program, ProgramError, free_port, last_words
+from demo.summary import Page, describe, line
 from lab.binaries import Binaries, LocalBinaries, UnavailableError, find
 from lab.postgres import MAJORS, Server, ServerError
 
@@ -88,7 +89,8 @@ class _Stage:
 
     primary: Server
     standby: Server
-    exporter: Exporter
+    exporter: Program
+    alerting: Alerting
     parts: tuple[_Part, ...]
 
 
@@ -112,8 +114,8 @@ def main() -> int:
     except (
         _DiedError,
         backup.DrillError,
-        ExporterError,
         OSError,
+        ProgramError,
         ServerError,
         UnavailableError,
         psycopg.Error,
@@ -183,7 +185,7 @@ def _set_up(wanted_port: int, wish: _Wish, undo: contextlib.ExitStack) -> _Stage
         )
         standby = primary.standby(slot="standby", settings={"primary_conninfo": source})
     with _step(wish, "create the role pgvigil from `pgvigil grants`"):
-        password = create_role(primary)
+        password = exporter.create_role(primary)
         if binaries.has_library("pg_stat_statements"):
             primary.execute("create extension pg_stat_statements")
     with _step(wish, f"open a shop with {shop.ORDERS_PER_SECOND} orders per second"):
@@ -197,25 +199,32 @@ def _set_up(wanted_port: int, wish: _Wish, undo: contextlib.ExitStack) -> _Stage
     with _step(wish, "leave a transaction idle and an update blocked"):
         undo.enter_context(shop.misbehave(primary))
     with _step(wish, "start the exporter as the role pgvigil"):
-        exporter = Exporter(primary, password, free_port(wanted_port))
-        undo.callback(exporter.stop)
-        exporter.wait()
+        serving = exporter.start(primary, password, free_port(wanted_port))
+        undo.callback(serving.stop)
+        serving.wait()
+    with _step(wish, "look for Prometheus, and have it alert"):
+        alerts = alerting.start(primary.directory, serving, undo)
     shutil.rmtree(taken)
     print(f"  {'ready':<52}{time.monotonic() - begin:5.1f} s\n")
     print("What `pgvigil drill restore` said", *told.splitlines()[1:], "", sep="\n")
-    if exporter.port != wanted_port:
-        print(f"Port {wanted_port} is taken; the exporter took {exporter.port}.\n")
+    if serving.port != wanted_port:
+        print(f"Port {wanted_port} is taken; the exporter took {serving.port}.\n")
     return _Stage(
         primary,
         standby,
-        exporter,
+        serving,
+        alerts,
         (
             _Part("PostgreSQL", lambda: primary.running, primary.log_path),
             _Part("the standby", lambda: standby.running, standby.log_path),
-            _Part("the exporter", lambda: exporter.running, exporter.log_path),
             _Part("the load", lambda: load.running, primary.directory / "pgbench.log"),
+            *(_part(program) for program in (serving, *alerts.programs)),
         ),
     )
+
+
+def _part(program: Program) -> _Part:
+    return _Part(program.name, lambda: program.running, program.log_path)
 
 
 def _find_binaries() -> Binaries:
@@ -252,17 +261,16 @@ def _explain(stage: _Stage) -> None:
     if shutil.which(psql) is None and isinstance(primary.binaries, LocalBinaries):
         psql = str(primary.binaries.directory / psql)
     enter = [psql, "-h", str(primary.directory), "-p", str(primary.port), "-U", "postgres", "shop"]
-    rows = {
-        "exporter": f"{page} for people",
-        "": f"{page}metrics for Prometheus",
-        "PostgreSQL": f"127.0.0.1:{primary.port}, the standby at 127.0.0.1:{stage.standby.port}",
-        "psql": shlex.join(enter),
-        "logs": f"{primary.log_path} and {stage.exporter.log_path.name} beside it",
-        "end": "Ctrl-C stops everything and removes it",
-    }
-    for name, text in rows.items():
-        print(f"  {name:<18}{text}")
-    print(flush=True)
+    rows = [
+        ("exporter", f"{page} for people"),
+        ("", f"{page}metrics for Prometheus"),
+        *stage.alerting.rows(),
+        ("PostgreSQL", f"127.0.0.1:{primary.port}, the standby at 127.0.0.1:{stage.standby.port}"),
+        ("psql", shlex.join(enter)),
+        ("logs", f"{primary.log_path} and {stage.exporter.log_path.name} beside it"),
+        ("end", "Ctrl-C stops everything and removes it"),
+    ]
+    print(*(line(name, text) for name, text in rows), "", sep="\n", flush=True)
 
 
 def _show(stage: _Stage, wish: _Wish, duration: float | None) -> None:
@@ -278,7 +286,7 @@ def _show(stage: _Stage, wish: _Wish, duration: float | None) -> None:
             before = page
         except (OSError, HTTPException) as error:
             lines = [title, f"  nothing: the exporter does not answer ({error})"]
-        drawn = _draw(lines, drawn)
+        drawn = _draw([*lines, *stage.alerting.describe()], drawn)
         following = min(end, time.monotonic() + _EVERY_SECONDS)
         while time.monotonic() < following:
             if wish.stop:

@@ -80,7 +80,12 @@ def describe(page: Page, before: Page | None) -> list[str]:
             "restore drill": _drill(page),
         }
     rows["scrape"] = _scrape(page)
-    return [f"  {name:<18}{text}" for name, text in rows.items()]
+    return [line(name, text) for name, text in rows.items()]
+
+
+def line(name: str, text: str) -> str:
+    """A line of the summary."""
+    return f"  {name:<18}{text}"
 
 
 def _server(page: Page) -> str:

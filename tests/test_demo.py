@@ -1,6 +1,7 @@
 """The demo shows what it promises and leaves nothing behind, however it ends."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -10,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lab import processes
+from lab import alertmanager, processes, prometheus, rules
 from lab.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,16 +37,28 @@ def place() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
+@pytest.fixture(scope="module")
+def bare_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH with all that is installed, but for Prometheus and what belongs to it."""
+    directory = tmp_path_factory.mktemp("bin")
+    for entry in os.environ["PATH"].split(os.pathsep):
+        for program in Path(entry).glob("*"):
+            link = directory / program.name
+            if not (program.name.startswith(("prometheus", "alertmanager")) or link.is_symlink()):
+                link.symlink_to(program)
+    return str(directory)
+
+
 @pytest.fixture
-def start(place: Path) -> Iterator[Callable[..., Demo]]:
+def start(place: Path, bare_path: str) -> Iterator[Callable[..., Demo]]:
     """A function that starts the demo with arguments, its parts in `place`."""
     with contextlib.ExitStack() as started:
 
-        def start_one(*arguments: str) -> Demo:
+        def start_one(*arguments: str, path: str = bare_path) -> Demo:
             process = subprocess.Popen(
                 [sys.executable, "-m", "demo", *arguments],
                 cwd=ROOT,
-                env={**os.environ, "TMPDIR": str(place)},
+                env={**os.environ, "TMPDIR": str(place), "PATH": path},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -57,12 +72,19 @@ def start(place: Path) -> Iterator[Callable[..., Demo]]:
         yield start_one
 
 
-def test_it_shows_the_pages_and_the_bad_habits_and_leaves_nothing(
+def test_it_shows_the_pages_the_bad_habits_and_the_alerts_and_leaves_nothing(
     start: Callable[..., Demo], place: Path
 ) -> None:
+    alerting = prometheus.installed() is not None and alertmanager.installed() is not None
+    assert alerting or not os.environ.get("CI"), "Prometheus and Alertmanager are not installed"
     port = free_port()
-    demo = start("--for", "8s", "--port", str(port))
-    output, code = finish(demo)
+    demo = start("--for", "120s", "--port", str(port), path=os.environ["PATH"])
+    output = read_until(demo, "LockWait" if alerting else "restore drill     passed")
+    if alerting:
+        assert_it_alerts(output)
+    demo.send_signal(signal.SIGINT)
+    more, code = finish(demo)
+    output += more
     assert code == 0, output
     assert f"http://127.0.0.1:{port}/ " in output
     assert f"http://127.0.0.1:{port}/metrics" in output
@@ -75,6 +97,34 @@ def test_it_shows_the_pages_and_the_bad_habits_and_leaves_nothing(
     assert re.search(r"^  backup +the last good one \d+ s ago, \d+ MB$", output, re.M)
     assert re.search(r"^  restore drill +passed \d+ s ago: back in \d+\.\d s$", output, re.M)
     assert_nothing_is_left(place)
+
+
+def assert_it_alerts(output: str) -> None:
+    """Look whether the programs that the demo has named do as it says."""
+    watching, telling = (
+        re.search(rf"^  {name} +(http://127\.0\.0\.1:\d+)/", output, re.M)
+        for name in ("Prometheus", "Alertmanager")
+    )
+    assert watching
+    assert telling
+    groups = ask(f"{watching[1]}/api/v1/rules")["data"]["groups"]
+    loaded = [rule for group in groups for rule in group["rules"]]
+    assert sorted(rule["name"] for rule in loaded) == sorted(
+        rules.FINDING if rule.kind == "finding" else rule.name for rule in rules.load()
+    )
+    assert [rule for rule in loaded if rule["health"] == "err"] == []
+    (target,) = ask(f"{watching[1]}/api/v1/targets")["data"]["activeTargets"]
+    assert (target["labels"]["instance"], target["health"]) == ("demo", "up")
+    (told,) = ask(f"{watching[1]}/api/v1/alertmanagers")["data"]["activeAlertmanagers"]
+    assert told["url"].startswith(telling[1])
+    assert "webhook" not in ask(f"{telling[1]}/api/v2/status")["config"]["original"]
+    assert f"a data source of type Prometheus at {watching[1]}," in output
+    assert re.search(r"^  alerts pending +.*BackupPlacesTooFew", output, re.M)
+
+
+def ask(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return json.load(answer)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -133,6 +183,8 @@ def test_it_takes_the_next_port_when_one_is_taken(start: Callable[..., Demo], pl
     match = re.search(rf"^Port {port} is taken; the exporter took (\d+)\.$", output, re.M)
     assert match is not None
     assert f"http://127.0.0.1:{match[1]}/metrics" in output
+    assert re.search(r"^  Prometheus +not found, .*apt install prometheus", output, re.M)
+    assert "Alertmanager" not in output
     assert_nothing_is_left(place)
 
 
