@@ -1,5 +1,7 @@
 """Executor time is told as the server counted it, and what the counters never see beside it."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -110,6 +112,27 @@ def test_after_a_reset_counts_go_on_from_where_they_were(app: Server) -> None:
         app.execute("select pg_stat_statements_reset()")
         run(app, [1.0] * 4)
         assert count(page_where(exporter, lambda page: count(page) > 3)) == 7
+
+
+@pytest.mark.parametrize("major", [13, 18])
+def test_a_crash_is_a_start_for_it_ends_all_entries(app: Server) -> None:
+    query = "queries.statement_latency"
+    (before,) = {row["started"] for row in rows_of(app, query)}
+    with psycopg.connect(app.conninfo()) as victim:
+        os.kill(victim.info.backend_pid, signal.SIGKILL)
+        with pytest.raises(psycopg.OperationalError):
+            victim.execute("select pg_sleep(10)")
+    end = time.monotonic() + 30
+    while True:
+        try:
+            app.execute("select 1")
+        except psycopg.OperationalError:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        else:
+            break
+    (after,) = {row["started"] for row in rows_of(app, query)}
+    assert float(str(after)) > float(str(before))
 
 
 @pytest.mark.parametrize("major", [18])
