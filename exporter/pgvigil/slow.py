@@ -5,7 +5,7 @@ import contextlib
 import random
 import re
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -225,10 +225,15 @@ class SlowLane:
                     },
                 )
         if plan is not self.server.plan:
+            known = self.server.plan.statements if self.server.plan else ()
             self.server.plan = plan
-            names = {s.query.name for s in plan.statements if s.query.every}
-            self.server.due = {name: self.server.due.get(name, 0.0) for name in names}
-            _drop_others(self.server.results, names)
+            # What is asked in other words, as after a grant, is asked at once.
+            self.server.due = {
+                name: self.server.due.get(name, 0.0) if statement in known else 0.0
+                for statement in plan.statements
+                if statement.query.every and (name := statement.query.name)
+            }
+            _drop_others(self.server.results, self.server.due.keys())
         self._scraped = time.monotonic()
         self._woken.set()
         if self._task is None and (self.server.due or self._rounds):
@@ -502,7 +507,7 @@ def _matches(patterns: Sequence[str], name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _drop_others(results: dict[str, Result], names: set[str]) -> None:
+def _drop_others(results: dict[str, Result], names: Set[str]) -> None:
     for name in results.keys() - names:
         del results[name]
 

@@ -236,6 +236,31 @@ def test_a_database_that_was_open_and_may_not_be_entered_any_more_is_named(
         page_where(exporter, lambda page: databases(page, "pgvigil_database_up") == ALL - {"two"})
 
 
+def test_what_a_grant_adds_to_a_query_is_asked_at_once(server: Server, tmp_path: Path) -> None:
+    own = """
+size:
+  why: Somebody wants to know.
+  every: 1h
+  max_series: 2
+  sql: select {columns}
+  metrics:
+    own_always: {column: always, value: "1", type: gauge, help: One.}
+    own_granted:
+      needs: {privilege: [pg_signal_backend]}
+      column: granted
+      value: "2"
+      type: gauge
+      help: Two.
+"""
+    with exporter_of(tmp_path, server, own) as exporter:
+        page = page_where(exporter, lambda page: page.series("own_always"))
+        assert not page.series("own_granted")
+        server.execute("grant pg_signal_backend to pgvigil")
+        page_where(exporter, lambda page: page.series("own_granted"))
+        server.execute("revoke pg_signal_backend from pgvigil")
+        page_where(exporter, lambda page: not page.series("own_granted"))
+
+
 def test_databases_are_chosen_by_name_and_by_number(server: Server, tmp_path: Path) -> None:
     server.execute("create table wide as select generate_series(1, 200000) as n", database="three")
     chosen: dict[str, Any] = {
