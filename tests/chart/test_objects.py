@@ -210,15 +210,18 @@ def test_constraints_on_the_spread_count_these_pods_unless_they_say_others() -> 
     ]
 
 
-def test_a_change_of_the_configuration_replaces_the_pods_unless_told_otherwise() -> None:
-    def sums(**values: Any) -> Any:
-        spec = one(rendered(values={**ONE, **values}), "Deployment")["spec"]
-        return spec["template"]["metadata"].get("annotations")
+def test_a_changed_configuration_replaces_the_pods_or_is_taken_by_them() -> None:
+    def pod(**values: Any) -> Any:
+        return one(rendered(values={**ONE, **values}), "Deployment")["spec"]["template"]
 
-    own = {"catalogue": {"files": {"own.yml": "{}"}}}
-    assert sums() == sums(podDisruptionBudget={"enabled": True})
-    assert len({str(sums()), str(sums(objectives={"A": {}})), str(sums(**own))}) == 3
-    assert sums(rollOnChange=False) is None
+    changes: list[dict[str, Any]]
+    changes = [{}, {"objectives": {"A": {}}}, {"catalogue": {"files": {"own.yml": "{}"}}}]
+    assert pod() == pod(podDisruptionBudget={"enabled": True})
+    sums = {pod(**change)["metadata"]["annotations"]["checksum/config"] for change in changes}
+    assert len(sums) == 3
+    assert pod(reload=True) == pod(reload=True, objectives={"A": {}})
+    assert "--watch-config" in pod(reload=True)["spec"]["containers"][0]["args"]
+    assert "--watch-config" not in pod()["spec"]["containers"][0]["args"]
 
 
 def test_a_policy_opens_the_ports_of_the_databases_and_nothing_else() -> None:

@@ -1,5 +1,6 @@
 """The rules of the chart are those of rules/, less what was switched off."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_each_area_is_an_object_with_all_that_its_file_says() -> None:
 def test_promtool_takes_the_rules_of_the_chart(tmp_path: Path) -> None:
     program = shutil.which("promtool")
     if program is None:
-        pytest.skip("promtool is not installed")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("promtool is not installed")
     for area, groups in made(alertLabels={"team": "databases"}).items():
         (tmp_path / f"{area}.yml").write_text(yaml.safe_dump({"groups": groups}))
     paths = sorted(tmp_path.glob("*.yml"))

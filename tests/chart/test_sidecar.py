@@ -47,7 +47,6 @@ def test_the_pod_has_the_exporter_and_its_volumes_beside_its_own(shop: Any) -> N
     assert "env" not in exporter
     volumes = {volume["name"] for volume in template["spec"]["volumes"]}
     assert volumes > {mount["name"] for mount in exporter["volumeMounts"]}
-    assert template["metadata"]["annotations"].keys() == {"example.com/of", "checksum/config"}
     text = template["spec"]["volumes"][1]["projected"]["sources"]
     assert text == [
         {"configMap": {"name": only(manifests, "ConfigMap")["metadata"]["name"]}},
@@ -58,6 +57,14 @@ def test_the_pod_has_the_exporter_and_its_volumes_beside_its_own(shop: Any) -> N
             }
         },
     ]
+
+
+def test_a_new_configuration_leaves_the_pod_alone(shop: Any) -> None:
+    before, after = shop(), shop(pgvigil={"objectives": {"REP-1": {"lag_seconds": {"ticket": 60}}}})
+    assert only(before, "ConfigMap") != only(after, "ConfigMap")
+    assert only(before, "StatefulSet") == only(after, "StatefulSet")
+    _, exporter = only(after, "StatefulSet")["spec"]["template"]["spec"]["containers"]
+    assert "--watch-config" in exporter["args"]
 
 
 def test_the_values_of_the_other_chart_go_before_ours(shop: Any) -> None:

@@ -6,6 +6,9 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 args:
   - serve
   - --config=/etc/pgvigil/pgvigil.yml
+  {{- if or .Values.reload (eq .Values.mode "sidecar") }}
+  - --watch-config
+  {{- end }}
   {{- with .Values.webConfig.existingSecret }}
   - {{ printf "--web-config=/etc/pgvigil-web/%s" $.Values.webConfig.key | quote }}
   {{- end }}
@@ -108,9 +111,9 @@ failureThreshold: 3
 {{- end }}
 {{- end -}}
 
-{{/* Changes with the configuration, which is read once. Passwords are read at each new connection. */}}
+{{/* Changes with the configuration, where it is read once. Passwords are read at each new connection. */}}
 {{- define "pgvigil.annotations" -}}
-{{- if .Values.rollOnChange -}}
+{{- if not .Values.reload -}}
 checksum/config: {{ list (include "pgvigil.config" .) .Values.catalogue.files | toJson | sha256sum }}
 {{- end -}}
 {{- end -}}

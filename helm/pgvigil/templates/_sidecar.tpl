@@ -6,9 +6,7 @@ For the pods of another chart that depends on this one with `mode: sidecar`:
     volumes:
       {{- include "pgvigil.sidecar.volumes" .Subcharts.pgvigil | nindent 8 }}
 
-and among the pod's annotations, so that a change of the configuration replaces it:
-
-    {{- include "pgvigil.sidecar.annotations" .Subcharts.pgvigil | nindent 8 }}
+A new configuration is taken while it runs: nobody restarts a database for it.
 */}}
 {{- define "pgvigil.sidecar" -}}
 {{- include "pgvigil.container" . -}}
@@ -16,8 +14,4 @@ and among the pod's annotations, so that a change of the configuration replaces 
 
 {{- define "pgvigil.sidecar.volumes" -}}
 {{- include "pgvigil.volumes" . -}}
-{{- end -}}
-
-{{- define "pgvigil.sidecar.annotations" -}}
-{{- include "pgvigil.annotations" . -}}
 {{- end -}}
