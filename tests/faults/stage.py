@@ -268,8 +268,7 @@ class Stage:
         self.analyze()
         around = enter(self.scene.surround(self))
         self._piece = around if isinstance(around, Piece) else Piece()
-        # From 15 on a server that was just started minds archive_timeout only after a checkpoint.
-        self.primary.execute("checkpoint")
+        self.mind_archive_timeout()
         load = Load(self.primary.conninfo(dbname=DATABASE))
         self._stack.callback(load.stop)
         self.furnish()
@@ -350,6 +349,13 @@ class Stage:
             lambda: f"a stage where all is well has alerts: {sorted(self.held())}",
         )
         self.usual = frozenset(self.findings())
+
+    def mind_archive_timeout(self) -> None:
+        """Have a primary that was just started do so.
+
+        From 15 on it does only after a checkpoint, which would come after minutes as long as ever.
+        """
+        self.primary.execute("checkpoint")
 
     def analyze(self) -> None:
         """Have the server know all tables."""

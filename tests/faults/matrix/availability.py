@@ -42,6 +42,7 @@ def _both_stopped(stage: Stage) -> Iterator[None]:
 @contextlib.contextmanager
 def _restarted(stage: Stage) -> Iterator[None]:
     stage.primary.restart()
+    stage.mind_archive_timeout()
     yield
 
 
