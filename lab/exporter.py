@@ -1,9 +1,11 @@
 """Starts the exporter as users do, as a process, and reads what it serves."""
 
+import base64
 import contextlib
 import http.client
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -85,12 +87,17 @@ class Exporter:
         environment: Mapping[str, str] | None = None,
         port: int | None = None,
         through: Sequence[str] = (),
+        tls: ssl.SSLContext | None = None,
+        login: tuple[str, str] | None = None,
     ) -> None:
         """Start it and return when it listens; RuntimeError with its log when it ends instead.
 
-        `port` is a free one when not told. `through` is a program that starts it.
+        `port` is a free one when not told. `through` is a program that starts it. With `tls` it is
+        asked over HTTPS, with `login` by a user and a password.
         """
         self.port = port or free_port()
+        self.tls = tls
+        self.login = login
         self._directory = tempfile.TemporaryDirectory(prefix="pgvigil-exporter-")
         self._log = Path(self._directory.name, "log")
         clean = {k: v for k, v in os.environ.items() if not k.startswith(_OWN_VARIABLES)}
@@ -130,12 +137,24 @@ class Exporter:
         method: str = "GET",
     ) -> Response:
         """Ask for a path over a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = self.connection(timeout)
+        told = dict(headers or {})
+        if self.login:
+            word = base64.b64encode(":".join(self.login).encode()).decode()
+            told.setdefault("Authorization", f"Basic {word}")
         with contextlib.closing(connection):
-            connection.request(method, path, headers=dict(headers or {}))
+            connection.request(method, path, headers=told)
             response = connection.getresponse()
             names = {name.lower(): value for name, value in response.getheaders()}
             return Response(response.status, names, response.read())
+
+    def connection(self, timeout: float = 60) -> http.client.HTTPConnection:
+        """A new connection to it, for many requests."""
+        if self.tls:
+            return http.client.HTTPSConnection(
+                "127.0.0.1", self.port, timeout=timeout, context=self.tls
+            )
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def scrape(
         self, target: str | None = None, *, accept: str = "text/plain", timeout: float = 10

@@ -16,6 +16,7 @@ from pgvigil.own import OWN, PREFIXES
 from pgvigil.render import Family, Headers, Sheet, bucket_limit, headers, number, pair
 from pgvigil.slow import Result, shown
 from pgvigil.standards import LATENCY, Objective
+from pgvigil.web import Denied, Web
 
 Labels = tuple[tuple[str, str], ...]
 """Names and values."""
@@ -82,6 +83,17 @@ def ourselves(fleet: Fleet) -> Iterator[Family]:
         (),
         [(b"", round(fleet.loaded_at, 3))],
     )
+
+
+def entrance(web: Web) -> Iterator[Family]:
+    """Who was let in here, and by what."""
+    yield _family("pgvigil_web_config_current", (), [(b"", web.current)])
+    yield _family("pgvigil_web_config_failures_total", (), [(b"", web.failures)])
+    expiry = web.context.expiry if web.context else None
+    if expiry is not None:
+        yield _family("pgvigil_web_certificate_expiry_timestamp_seconds", (), [(b"", expiry)])
+    denied = [(_pairs(("reason", why)), web.denied[why]) for why in Denied]
+    yield _family("pgvigil_web_denied_total", (), denied)
 
 
 def _expected(collector: Collector) -> Iterator[Family]:

@@ -29,6 +29,7 @@ from pgvigil import (
     job,
     record,
     serve,
+    web,
 )
 from pgvigil.config import Settings, Target, Told
 from pgvigil.door import Door
@@ -109,7 +110,8 @@ def _hide(words: Sequence[str], command: Sequence[str], dsn: str) -> None:
 def _serve(told: argparse.Namespace) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be followed
     read = partial(_complete, told)
-    settings, queries = apart.run(read)
+    (settings, queries), rules = apart.run(partial(_with_doors, told))
+    guard = web.Web(rules) if rules else None
     try:
         door = serve.listen(settings.listen)
     except OSError as error:
@@ -125,10 +127,12 @@ def _serve(told: argparse.Namespace) -> int:
         address=str(settings.listen._replace(port=door.getsockname()[1])),
         targets=[target.address for target in settings.targets],
         queries=len(queries),
+        tls=bool(rules and rules.tls),
+        users=len(rules.users) if rules else 0,
     )
     # What is loaded now stays for good: collections need not look at it again.
     gc.freeze()
-    asyncio.run(_serving(told, fleet, reloader, door, announce))
+    asyncio.run(_serving(told, fleet, reloader, door, guard, announce))
     _log.info("pgvigil ends")
     return 0
 
@@ -138,6 +142,7 @@ async def _serving(
     fleet: Fleet,
     reloader: Reloader,
     door: Door,
+    guard: web.Web | None,
     announce: Callable[[], object],
 ) -> None:
     stop = asyncio.Event()
@@ -151,7 +156,8 @@ async def _serving(
     async def stopped() -> None:
         await stop.wait()
 
-    application = serve.Application(fleet, door, reloader.begin if told.web_reload else None)
+    reload = reloader.begin if told.web_reload else None
+    application = serve.Application(fleet, door, reload, guard)
     try:
         await serve.run(application, door, stopped)
     finally:
@@ -162,7 +168,7 @@ async def _serving(
 
 
 def _check(told: argparse.Namespace) -> int:
-    settings, queries = _settled(told)
+    (settings, queries), _ = _with_doors(told)
     metrics = sum(len(query.metrics) for query in queries)
     print(f"{len(queries)} queries with {metrics} metrics are in order")
     for target in settings.targets:
@@ -443,6 +449,26 @@ def _complete(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query
     return replace(settings, targets=targets), queries
 
 
+def _with_doors(
+    told: argparse.Namespace,
+) -> tuple[tuple[Settings, tuple[catalogue.Query, ...]], web.Rules | None]:
+    """The same, and who may come in; raises Refused with the problems of all."""
+    problems: list[Problem] = []
+    complete = rules = None
+    path = told.web_config or os.environ.get("PGVIGIL_WEB_CONFIG")
+    try:
+        complete = _complete(told)
+    except Refused as error:
+        problems += error.problems
+    try:
+        rules = web.read(Path(path)) if path else None
+    except Refused as error:
+        problems += error.problems
+    if problems or complete is None:
+        raise Refused(problems)
+    return complete, rules
+
+
 def _unknown(settings: Settings, queries: Sequence[catalogue.Query]) -> Iterator[Problem]:
     """What a target enables or disables that no catalogue has."""
     known = {name for query in queries for name in (query.name, query.area)}
@@ -601,9 +627,20 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             entry.words(made)
         return made
 
-    command("serve", _serve, "Serve the metrics of one or more servers.", common)
+    doors = _Parser(add_help=False, allow_abbrev=False)
+    doors.add_argument(
+        "--web-config",
+        "--web.config.file",
+        type=Path,
+        metavar="FILE",
+        help="YAML file with TLS, users and headers, as Prometheus' exporters take it "
+        "(or PGVIGIL_WEB_CONFIG)",
+    )
+    command("serve", _serve, "Serve the metrics of one or more servers.", common, doors)
     command("alive", _alive, "Ask the exporter with these settings whether it lives.", common)
-    command("check", _check, "Check configuration and catalogue, without any server.", common)
+    command(
+        "check", _check, "Check configuration and catalogue, without any server.", common, doors
+    )
     command(
         "explain", _explain, "Show what would run on a server, what would not, and why.", common
     )

@@ -27,6 +27,8 @@ GRACE = 2.0
 """Seconds for which an answer may be on its way though there are more than ANSWERS."""
 _OTHERS = 64
 """Descriptors left to what is no client, such as the connections to servers."""
+_MOUTHFUL = 4096
+"""Bytes that are taken of a client at once."""
 _LOOKS = 10
 """Turns of the event loop within which a request that has come is seen to be one."""
 _QUIET = 60.0
@@ -59,6 +61,8 @@ class Why(StrEnum):
     """It said too much at once."""
     FULL = "full"
     """Others needed the place."""
+    ODD = "odd"
+    """It said what no client says."""
 
 
 class Guest(socket.socket):
@@ -71,6 +75,8 @@ class Guest(socket.socket):
     """Whether it was put out, and is not closed yet."""
     ended = False
     """Whether the client will ask nothing more."""
+    leaving = False
+    """Whether the connection ends with the next answer."""
     _said = 0
     _looks = 0
     _door: "Door | None" = None
@@ -98,15 +104,25 @@ class Guest(socket.socket):
 
         A body in pieces of a byte costs its reader a thousand times what it costs the sender.
         """
-        words = b"" if self.out else super().recv(min(size, 4096), flags)
-        self._said += len(words)
+        words = b"" if self.out else super().recv(min(size, _MOUTHFUL), flags)
+        self._heard(len(words))
+        return words
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        """The same for what is encrypted, into a buffer."""
+        most = min(size or _MOUTHFUL, _MOUTHFUL, len(buffer))
+        heard = 0 if self.out else super().recv_into(buffer, most, flags)
+        self._heard(heard)
+        return heard
+
+    def _heard(self, size: int) -> None:
+        self._said += size
         if self._said > WORDS and self._door:
             self._door.put_out(self, Why.LONG)
         if self.out:
             raise ConnectionResetError
-        if not words:
+        if not size:
             self._end()
-        return words
 
     def _end(self) -> None:
         """The client says no more: there may be an answer due to it, or not."""
@@ -121,6 +137,11 @@ class Guest(socket.socket):
             raise BlockingIOError
         # hypercorn would keep the descriptor for as long as a connection may be idle.
         raise ConnectionResetError
+
+    def hear_no_more(self) -> None:
+        """Have the connection end as if the client had ended it."""
+        with contextlib.suppress(OSError):
+            self.shutdown(socket.SHUT_RD)
 
     def close(self) -> None:
         """Close it, and leave."""
@@ -208,6 +229,13 @@ class Door(socket.socket):
             if time.monotonic() - slowest.since > GRACE:
                 self.put_out(slowest, Why.SLOW)
 
+    def renew(self) -> None:
+        """Have everybody come in anew: who asks nothing at once, the others once answered."""
+        for guest in [*self._inside()]:
+            guest.leaving = True
+            if guest.stage is Stage.WAITING:
+                guest.hear_no_more()
+
     def sweep(self) -> None:
         """Put out who overstays, and tell the log about it now and then."""
         now = time.monotonic()
@@ -228,6 +256,12 @@ class Door(socket.socket):
             # Else the kernel would go on offering what it has taken over.
             guest.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             guest.shutdown(socket.SHUT_RDWR)
+        self._tell()
+
+    def broke(self, error: object) -> None:
+        """A connection ended by what its client said, in a way that nobody has thought of."""
+        _log.debug("a connection broke", error=repr(error))
+        self.dropped[Why.ODD] += 1
         self._tell()
 
     def close(self) -> None:

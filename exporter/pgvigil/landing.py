@@ -1,5 +1,7 @@
 """Show a person what is wrong and what to do, then each target and what runs there."""
 
+import base64
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -55,6 +57,13 @@ summary{cursor:pointer}.failing td{color:var(--alarm)}
 section p{margin:.5rem 0 0}table+small{margin-top:.5rem}
 small{color:var(--dim);font-size:.85rem;display:block}
 """
+
+_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+"""What a browser may do with the page: show it in its own style, nothing else."""
 
 
 class _Trouble(NamedTuple):

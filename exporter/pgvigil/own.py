@@ -217,6 +217,34 @@ DATABASES = (
         "Seconds since the database was last visited.",
     ),
 )
+WEB = (
+    Own(
+        "pgvigil_web_config_current",
+        "gauge",
+        (),
+        "Whether the web configuration and its certificates are in force as their files are now; "
+        "else the last good ones are.",
+    ),
+    Own(
+        "pgvigil_web_config_failures_total",
+        "counter",
+        (),
+        "Changes of the web configuration or its certificates that were refused; the log says why.",
+    ),
+    Own(
+        "pgvigil_web_certificate_expiry_timestamp_seconds",
+        "gauge",
+        (),
+        "When the exporter's own certificate expires, in seconds since the epoch; only with TLS.",
+    ),
+    Own(
+        "pgvigil_web_denied_total",
+        "counter",
+        ("reason",),
+        "Clients that the web configuration did not let in: by their credentials, because too "
+        "many were to be looked at (busy), by rate_limit (rate), or by TLS (handshake).",
+    ),
+)
 PROCESS = (
     Own(
         "pgvigil_build_info",
@@ -261,6 +289,6 @@ PROCESS = (
 )
 
 OWN: Mapping[str, Own] = {
-    of.name: of for of in (*SCRAPE, *EXPECTED, *QUERIES, *DATABASES, *PROCESS)
+    of.name: of for of in (*SCRAPE, *EXPECTED, *QUERIES, *DATABASES, *WEB, *PROCESS)
 }
 """All of them, by name."""

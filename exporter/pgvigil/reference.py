@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from pgvigil.catalogue import SUPPORTED, Metric, Needs, Query
-from pgvigil.own import DATABASES, EXPECTED, OWN, PROCESS, QUERIES, SCRAPE, Own
+from pgvigil.own import DATABASES, EXPECTED, OWN, PROCESS, QUERIES, SCRAPE, WEB, Own
 
 _HEAD = """\
 # The metrics
@@ -58,6 +58,7 @@ _OWN_PARTS = (
         "On the target's page, once a query that runs in each database has been due.",
         DATABASES,
     ),
+    ("The web configuration", "On `/metrics`, where there is one: securing.md.", WEB),
     ("The process", "On `/metrics`.", PROCESS),
 )
 

@@ -7,21 +7,25 @@ import logging
 import math
 import re
 import socket
+import ssl
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config, Sockets
 
-from pgvigil import about, landing, render, watch
+from pgvigil import about, landing, render, tls, watch
 from pgvigil.collect import Collector
 from pgvigil.config import Address
+from pgvigil.credentials import Credentials, Verdict
 from pgvigil.door import Door, Guest, Stage, Why
 from pgvigil.errors import Problem
 from pgvigil.fleet import Fleet
+from pgvigil.web import Denied, Web
 
 _pack: Any = zlib.compressobj
 with contextlib.suppress(ImportError):  # no wheel for this machine: the same, four times slower
@@ -45,6 +49,18 @@ SLICE = 128 * 1024
 """Bytes handed to the connection at once, so that a slow reader holds no more than that."""
 ROLE_AGE = 120.0
 """Seconds after which a role seen is no longer told to a load balancer."""
+HANDSHAKE = 10.0
+"""Seconds a client may take until its connection is encrypted."""
+OPEN = ("/livez", "/readyz")
+"""What an orchestrator asks without a password; it tells whether the program works, no more."""
+HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": landing.POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "deny",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+"""What every answer says to a browser, where the web configuration says nothing else."""
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -61,20 +77,25 @@ class Answer(NamedTuple):
     status: int
     media: str
     body: Iterable[bytes]
-    allow: bytes = b"GET, HEAD"
-    """What would have been answered, with the status 405."""
+    headers: Sequence[tuple[bytes, bytes]] = ()
 
 
 class Application:
     """The ASGI application over the collectors of all targets, for those who come by a door."""
 
     def __init__(
-        self, fleet: Fleet, door: Door | None = None, reload: Reload | None = None
+        self,
+        fleet: Fleet,
+        door: Door | None = None,
+        reload: Reload | None = None,
+        web: Web | None = None,
     ) -> None:
         """`reload` is None where nobody may ask for one."""
         self._fleet = fleet
         self._door = door
         self._begin_reload = reload
+        self.web = web
+        self._credentials = Credentials()
         self._drains: set[asyncio.Task[None]] = set()
         self._routes: Mapping[str, Callable[[_Request], Awaitable[Answer]]] = {
             "/": self._landing,
@@ -108,6 +129,8 @@ class Application:
         finally:
             if guest:
                 guest.reach(Stage.WAITING)
+                if guest.leaving and scope.get("http_version") == "2":  # knows no last answer
+                    guest.hear_no_more()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, guest: Guest | None) -> None:
         request = _Request(scope)
@@ -126,7 +149,9 @@ class Application:
         if self._door and guest:
             self._door.answering(guest)
         answer = _NOBODY if gone() else answer
-        last = not multiplexed and (gone() or (guest is not None and guest.ended))
+        last = not multiplexed and (
+            gone() or (guest is not None and (guest.ended or guest.leaving))
+        )
         # Whoever reads too slowly is put out by the door, not by a timeout here: hypercorn forgets
         # a connection for good when it is left in the middle of an answer. With HTTP/2 it is the
         # other way round, and nothing else ends its waiting for a client that takes no more.
@@ -148,11 +173,13 @@ class Application:
                 guest.waiting.discard(patience)
 
     async def _answer(self, scope: Scope, request: "_Request") -> Answer:
+        if self.web and (denied := await self._denial(self.web, scope, request)):
+            return denied
         route = self._routes.get(scope["path"])
         if scope["path"] == "/-/reload" and not request.body:
             return await self._reload(scope["method"])
         if scope["method"] not in ("GET", "HEAD"):
-            return _plain(405, "only GET and HEAD are answered here")
+            return _plain(405, "only GET and HEAD are answered here", (b"allow", b"GET, HEAD"))
         if request.body:
             return _plain(413, "a request has no body here")
         if route is None:
@@ -161,7 +188,7 @@ class Application:
 
     async def _reload(self, method: str) -> Answer:
         if method != "POST":
-            return _plain(405, "only POST reloads")._replace(allow=b"POST")
+            return _plain(405, "only POST reloads", (b"allow", b"POST"))
         if self._begin_reload is None:
             # Whoever reaches the port could keep us busy with it.
             return _plain(403, "reloading over HTTP is off; --web-reload allows it, or send SIGHUP")
@@ -169,13 +196,34 @@ class Application:
             return _plain(500, "\n".join(["nothing is changed:", *map(str, problems)]))
         return _plain(200, f"reloaded: {len(self._fleet.collectors)} targets")
 
+    async def _denial(self, web: Web, scope: Scope, request: "_Request") -> Answer | None:
+        """What is said to somebody who may not come in."""
+        rules = web.look()
+        if scope.get("http_version") == "2" and not rules.http2:
+            return _plain(505, "HTTP/2 is off here")
+        if scope["path"] in OPEN:
+            return None
+        if not web.within_pace():
+            web.deny(Denied.RATE)
+            return _plain(429, "too many requests")
+        if not rules.users:
+            return None
+        verdict = await self._credentials.judge(rules.users, request.header(b"authorization"))
+        if verdict is Verdict.GOOD:
+            return None
+        if verdict is Verdict.BUSY:
+            web.deny(Denied.BUSY)
+            return _plain(503, "too many passwords are being looked at", (b"retry-after", b"1"))
+        web.deny(Denied.CREDENTIALS)
+        challenge = b'Basic realm="pgvigil", charset="UTF-8"'
+        return _plain(401, "a user and a password are needed", (b"www-authenticate", challenge))
+
     async def _metrics(self, request: "_Request") -> Answer:
         if self._fleet.alone:
             (collector,) = self._fleet.collectors.values()
             return await self._scrape(request, collector)
-        ourselves = about.ourselves(self._fleet)
         overview = about.overview(self._fleet.collectors.values())
-        return _metrics_answer([*ourselves, *overview], request)
+        return _metrics_answer([*self._ourselves(), *overview], request)
 
     async def _probe(self, request: "_Request") -> Answer:
         collector = self._chosen(request)
@@ -188,16 +236,27 @@ class Application:
         scrape = await collector.scrape(deadline)
         # The exporter itself stands on one page: this one, if it is the only one.
         alone = self._fleet.alone
-        ourselves = about.ourselves(self._fleet) if alone else ()
+        ourselves = self._ourselves() if alone else ()
         families = [*about.families(collector, scrape), *ourselves]
         return _metrics_answer(families, request, process=alone)
 
+    def _ourselves(self) -> Iterator[render.Family]:
+        yield from about.ourselves(self._fleet)
+        if self.web:
+            yield from about.entrance(self.web)
+
     async def _discovery(self, request: "_Request") -> Answer:
         host = request.header(b"host") or "localhost"
+        scheme = {"__scheme__": "https"} if self.web and self.web.rules.tls else {}
         groups = [
             {
                 "targets": [host],
-                "labels": {"__metrics_path__": "/probe", "__param_target": n, "instance": n},
+                "labels": {
+                    **scheme,
+                    "__metrics_path__": "/probe",
+                    "__param_target": n,
+                    "instance": n,
+                },
             }
             for n in self._fleet.collectors
         ]
@@ -206,6 +265,8 @@ class Application:
     async def _alive(self, _: "_Request") -> Answer:
         # A database's state would be somebody else's; and a loop that stands still says nothing.
         hung = watch.hanging(self._fleet.collectors.values())
+        if hung and self.web and self.web.rules.users:
+            hung = "the page for people says what"  # which names a target, to who may know
         return _plain(503, f"everything hangs: {hung}") if hung else _plain(200, "ok")
 
     async def _ready(self, _: "_Request") -> Answer:
@@ -233,6 +294,10 @@ class Application:
         if shard := self._fleet.elsewhere(request.query("target") or ""):
             return _plain(404, f"this is shard {self._fleet.shard}; the target is with {shard}")
         return _plain(404, f"{text}{', '.join(self._fleet.collectors)}")
+
+    def close(self) -> None:
+        """Look at no password any more."""
+        self._credentials.close()
 
     def _chosen(self, request: "_Request") -> Collector | None:
         name = request.query("target")
@@ -301,8 +366,8 @@ def _quality(text: str) -> float:
     return float(text) if re.fullmatch(r"[01](\.\d{0,3})?", text) else 0.0
 
 
-def _plain(status: int, text: str) -> Answer:
-    return Answer(status, "text/plain; charset=utf-8", [f"{text}\n".encode()])
+def _plain(status: int, text: str, *headers: tuple[bytes, bytes]) -> Answer:
+    return Answer(status, "text/plain; charset=utf-8", [f"{text}\n".encode()], headers)
 
 
 _NOBODY = _plain(503, "the client has gone")
@@ -337,9 +402,11 @@ async def _send(
     if compressed:
         slices = _gzipped(slices)
     first, second = next(slices, b""), next(slices, None)
-    headers = [(b"content-type", answer.media.encode()), (b"vary", b"accept, accept-encoding")]
-    if answer.status == 405:
-        headers.append((b"allow", answer.allow))
+    headers = [
+        (b"content-type", answer.media.encode()),
+        (b"vary", b"accept, accept-encoding"),
+        *answer.headers,
+    ]
     if last:
         headers.append((b"connection", b"close"))
     if compressed:
@@ -416,19 +483,39 @@ def _listener(address: Address) -> socket.socket:
 
 
 class _Config(Config):
-    """hypercorn's, with a socket of ours."""
+    """hypercorn's, with a socket and an encryption of ours."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, web: Web | None) -> None:
         super().__init__()
         self._door = door
+        self._web = web
+        self._made: tuple[object, list[tuple[bytes, bytes]]] | None = None
+
+    @property
+    def ssl_enabled(self) -> bool:
+        return self._web is not None and self._web.rules.tls is not None
+
+    def create_ssl_context(self) -> ssl.SSLContext | None:
+        return tls.changing(self._web.secure) if self._web and self.ssl_enabled else None
 
     def create_sockets(self) -> Sockets:
-        return Sockets([], [self._door], [])
+        return Sockets([self._door], [], []) if self.ssl_enabled else Sockets([], [self._door], [])
+
+    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
+        """Of every answer, hypercorn's own to what it cannot read included."""
+        told = self._web.rules.headers if self._web else {}
+        if self._made is None or self._made[0] is not told:
+            headers = {**HEADERS, **told}
+            self._made = told, [(k.lower().encode(), v.encode()) for k, v in headers.items() if v]
+        return [*super().response_headers(protocol), *self._made[1]]
 
 
 async def run(application: Application, door: Door, stop: Callable[[], Awaitable[None]]) -> None:
     """Serve until `stop` returns, then let requests in flight end."""
-    config = _Config(door)
+    web = application.web
+    if web:
+        web.changed = door.renew
+    config = _Config(door, web)
     config.accesslog = None
     # Of a client that hangs up it would tell with each slice that was still on its way.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
@@ -440,10 +527,13 @@ async def run(application: Application, door: Door, stop: Callable[[], Awaitable
     config.h11_max_incomplete_size = 16 * 1024
     config.h2_max_concurrent_streams = 4
     config.backlog = BACKLOG
+    config.ssl_handshake_timeout = HANDSHAKE
     config.keep_alive_timeout = KEEP_ALIVE
     config.graceful_timeout = DEFAULT_TIMEOUT + 5
     config.shutdown_timeout = DEFAULT_TIMEOUT + 5
-    sweeping = asyncio.get_running_loop().create_task(_sweep(door))
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(partial(_broken, door))
+    sweeping = loop.create_task(_sweep(door))
     try:
         await hypercorn_serve(
             application,  # type: ignore[arg-type]  # its types ask for TypedDicts; these are mappings
@@ -453,7 +543,18 @@ async def run(application: Application, door: Door, stop: Callable[[], Awaitable
         )
     finally:
         sweeping.cancel()
+        application.close()
         watch.rest()
+
+
+def _broken(door: Door, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody waited for; of a connection it is the client's doing, and worth no traceback."""
+    error = context.get("exception")
+    of_a_connection = "client_connected_cb" in context.get("message", "")
+    if not of_a_connection:
+        loop.default_exception_handler(context)
+    elif not isinstance(error, OSError):  # it hung up, or encrypted something else
+        door.broke(error)
 
 
 async def _sweep(door: Door) -> None:

@@ -12,6 +12,7 @@ from pgvigil.catalogue import Query
 from pgvigil.config import COMMANDS
 from pgvigil.own import OWN, SCRAPE
 
+from lab.authority import Authority
 from lab.cluster import PGVIGIL
 from lab.exporter import Exporter
 from lab.postgres import Server
@@ -100,8 +101,14 @@ def test_the_exporters_own_metrics_are_what_its_pages_hold(server: Server, tmp_p
     (tmp_path / "pgvigil.yml").write_text(json.dumps({"targets": targets}))  # JSON is YAML
     (tmp_path / "own.yml").write_text(ODD_QUERIES)
 
-    words = ("--config", f"{tmp_path}/pgvigil.yml", "--catalogue", f"{tmp_path}/own.yml")
-    with Exporter(*words) as exporter:
+    authority = Authority(tmp_path)
+    authority.sign("served", "IP:127.0.0.1")
+    served = {"tls_server_config": {"cert_file": "served.pem", "key_file": "served.key"}}
+    (tmp_path / "web.yml").write_text(json.dumps(served))
+
+    words = ["--config", f"{tmp_path}/pgvigil.yml", "--catalogue", f"{tmp_path}/own.yml"]
+    words += ("--web-config", f"{tmp_path}/web.yml")
+    with Exporter(*words, tls=authority.client()) as exporter:
         target, small, overview = (
             own_families(exporter, path, within=20)
             for path in ("/probe?target=there", "/probe?target=small", "/metrics")

@@ -27,6 +27,9 @@ ORDER = (
     "reference",
     "plan",
     "certificate",
+    "tls",
+    "web",
+    "credentials",
     "connect",
     "record",
     "entry",
@@ -76,6 +79,7 @@ BESIDE: dict[str, set[str]] = {"__init__": set(), "apart": {"errors"}}
 """What stands outside the order, with all that it may import."""
 
 DOORS = {
+    "bcrypt": {"credentials"},
     "hypercorn": {"serve"},
     "isal": {"serve"},
     "jsonschema": {"documents"},

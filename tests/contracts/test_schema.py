@@ -24,7 +24,7 @@ def parts(schema: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def test_there_is_a_schema_for_each_kind_of_file() -> None:
-    assert NAMES == ["catalogue", "config", "standards"]
+    assert NAMES == ["catalogue", "config", "standards", "web"]
 
 
 @pytest.mark.parametrize("name", NAMES)
