@@ -62,6 +62,8 @@ HEADERS: Mapping[str, str] = {
 }
 """What every answer says to a browser, where the web configuration says nothing else."""
 
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,255})(:[0-9]{1,5})?")
+
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
@@ -247,6 +249,8 @@ class Application:
 
     async def _discovery(self, request: "_Request") -> Answer:
         host = request.header(b"host") or "localhost"
+        if not _HOST.fullmatch(host):
+            return _plain(400, "the Host header names no host")
         scheme = {"__scheme__": "https"} if self.web and self.web.rules.tls else {}
         groups = [
             {

@@ -6,7 +6,8 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ NOWHERE = ("--dsn", "host=127.0.0.1 port=1")
 SECRET = ("prometheus", "canary-secret")
 USERS = {SECRET[0]: bcrypt.hashpw(SECRET[1].encode(), bcrypt.gensalt(6)).decode()}
 SEEN = "127.0.0.1"
+PATIENCE = 42.0
+"""Seconds after which no client that stalls may be borne: 10 for TLS, 20 to ask, and the look at
+who overstays, with room for a machine that is busy."""
 
 
 class House:
@@ -290,3 +294,78 @@ def test_a_web_configuration_that_is_no_good_is_refused_at_the_start(
         RuntimeError, match=r"ended with 2: .*web.yml:3: .*none.key: cannot be read"
     ):
         Exporter(*NOWHERE, *words, environment=variables)
+
+
+def begun(house: House, port: int) -> tuple[socket.socket, bytes]:
+    """A connection, and the first words of a handshake that a client would say."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = house.authority.client().wrap_bio(incoming, outgoing, server_hostname=SEEN)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return socket.create_connection((SEEN, port)), outgoing.read()
+
+
+def held(house: House, port: int, said: Callable[[bytes], bytes], *, drips: bool) -> float:
+    """Seconds for which a client is borne that says a part of its first words, and then drips."""
+    plain, hello = begun(house, port)
+    words = said(hello)
+    since = time.monotonic()
+    with contextlib.closing(plain), contextlib.suppress(ConnectionError):
+        plain.sendall(words)
+        plain.settimeout(0.5)
+        while time.monotonic() < since + PATIENCE:
+            with contextlib.suppress(TimeoutError):
+                if not plain.recv(65536):
+                    break
+            if drips and len(words) < len(hello):
+                plain.sendall(hello[len(words) :][:1])
+                words += hello[len(words) :][:1]
+    return time.monotonic() - since
+
+
+def encrypted(house: House, port: int, words: bytes, drop: bytes) -> float:
+    """Seconds for which a client is borne that has come in, says something, and then drips."""
+    since = time.monotonic()
+    with (
+        socket.create_connection((SEEN, port)) as plain,
+        house.authority.client().wrap_socket(plain, server_hostname=SEEN) as client,
+        contextlib.suppress(ConnectionError, ssl.SSLError),
+    ):
+        client.sendall(words)
+        client.settimeout(0.5)
+        while time.monotonic() < since + PATIENCE:
+            with contextlib.suppress(TimeoutError):
+                if not client.recv(65536):
+                    break
+            client.sendall(drop)
+    return time.monotonic() - since
+
+
+def test_whoever_stalls_in_tls_or_behind_it_is_put_out_and_holds_up_nobody(house: House) -> None:
+    house.write(tls_server_config=house.tls)
+    start = b"GET /metrics HTTP/1.1\r\nX: "
+    with house.exporter() as exporter, ThreadPoolExecutor(60) as pool:
+        exporter.scrape()
+        before = len(list(Path(f"/proc/{exporter.process.pid}/fd").iterdir()))
+        port, stalling = exporter.port, []
+        for _ in range(10):
+            stalling += [
+                pool.submit(held, house, port, lambda _: b"", drips=False),
+                pool.submit(held, house, port, lambda hello: hello[:-1], drips=False),
+                pool.submit(held, house, port, lambda hello: hello[:5], drips=True),
+                pool.submit(held, house, port, lambda hello: hello, drips=False),
+                pool.submit(encrypted, house, port, b"", b""),
+                pool.submit(encrypted, house, port, start, b"y"),
+            ]
+        scrapes = 0
+        while not all(future.done() for future in stalling):
+            assert exporter.scrape().value("pg_up") == 0
+            scrapes += 1
+            time.sleep(0.2)
+        assert max(future.result() for future in stalling) < PATIENCE
+        assert scrapes > 10
+        end = time.monotonic() + 40
+        while len(list(Path(f"/proc/{exporter.process.pid}/fd").iterdir())) > before:
+            assert time.monotonic() < end, "descriptors are left open"
+            time.sleep(0.1)
+        quiet(exporter)
