@@ -159,7 +159,8 @@ FAULTS = (
         "a disk takes longer to write than checkpoints have",
         partial(_checkpoints, slow=True),
         (Alert("CheckpointsSlow", "ticket", "primary"),),
-        also=("CheckpointsRequested", "TableWithoutPrimaryKey"),
+        # The table changes as a whole for days, and nobody analyzes it meanwhile.
+        also=("CheckpointsRequested", "StatisticsStale", "TableWithoutPrimaryKey"),
         scene="days",
     ),
     Fault(
