@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import docker
+from lab import docker, helm, kubernetes
 from lab.binaries import LocalBinaries, account
 from lab.cluster import PGVIGIL, Cluster
 from lab.docker import Engine
@@ -203,3 +203,31 @@ def test_it_hands_out_its_rules_and_checks_a_configuration(engine: Engine, tmp_p
     )
     told = engine.run("run", *options, IMAGE, "check", "--config", "/out/pgvigil.yml")
     assert told.endswith("target shop: db1:5432/postgres")
+
+
+@pytest.mark.parametrize("major", [18])
+def test_it_runs_as_the_chart_has_it_run(engine: Engine, server: Server, tmp_path: Path) -> None:
+    """As a user whom nobody knows, with what a pod mounts; and so does the test of a release."""
+    if engine.base is None:
+        pytest.skip("the engine is not ours; its containers may not see the lab's files")
+    if isinstance(fault := helm.program(3), str):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(fault)
+    port = free_port()
+    connection = {"host": "127.0.0.1", "port": server.port, "user": PGVIGIL.name}
+    target = {"connection": connection, "existingSecret": {"name": "orders"}}
+    values = {"targets": {"orders": target}, "service": {"port": port}}
+    manifests = helm.rendered(values=values)
+    workload, test = kubernetes.pods(manifests)
+    kubernetes.mount(workload, manifests, tmp_path, PGVIGIL.password)
+    options = (*BARE, "--network=host", "--user=1000680000:0")
+    volume = f"--volume={tmp_path}/etc/pgvigil:/etc/pgvigil:ro"
+    (exporter,), (asking,) = (pod["spec"]["containers"] for pod in (workload, test))
+    python, *words = (
+        word.replace(f"watch-pgvigil.monitoring.svc:{port}", f"127.0.0.1:{port}")
+        for word in asking["command"]
+    )
+    with container(engine, *options, volume, words=exporter["args"]) as name:
+        told = engine.run("run", "--rm", *options, f"--entrypoint={python}", IMAGE, *words)
+        page = engine.run("exec", name, "python3", "-Ic", ASK.replace("9187", str(port)))
+    assert told.splitlines()[-1] == f"http://127.0.0.1:{port}/metrics 200"
+    assert Page(page, "text/plain; version=0.0.4").value("pg_up") == 1
