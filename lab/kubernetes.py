@@ -113,8 +113,8 @@ def mount(pod: Manifest, manifests: Iterable[Manifest], root: Path, secret: str)
             elif "secret" in source:
                 told = source["secret"]
                 content = known.get(("Secret", told.get("name") or told["secretName"]), {})
-                for item in told.get("items", ()):
-                    files[item["path"]] = content.get(item["key"], secret)
+                items = {of["path"]: content.get(of["key"], secret) for of in told.get("items", ())}
+                files |= items or content
         _write(root / places[volume["name"]].lstrip("/"), files)
 
 

@@ -3,16 +3,19 @@
 import contextlib
 import json
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import bcrypt
 import pytest
 import yaml
 
 from lab import kubernetes, ports, prometheus
+from lab.authority import Authority
 from lab.cluster import PGVIGIL, READER, Role
 from lab.exporter import Exporter
 from lab.helm import CHART, rendered
@@ -35,7 +38,11 @@ def given(example: str, server: Server) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def running(
-    manifests: list[Manifest], root: Path, name: str = "", role: Role = PGVIGIL
+    manifests: list[Manifest],
+    root: Path,
+    name: str = "",
+    role: Role = PGVIGIL,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[Exporter]:
     """The exporter of a pod of that name, with the files, arguments and environment of its own."""
     pod = next(kubernetes.pods(manifests))
@@ -54,7 +61,7 @@ def running(
         for told in container.get("env", ())
         if "value" in told
     }
-    with Exporter(*words, environment=environment, port=port) as exporter:
+    with Exporter(*words, environment=environment, port=port, tls=tls) as exporter:
         yield exporter
 
 
@@ -123,29 +130,62 @@ def job(asked: Mapping[str, Any], replicas: Mapping[str, Exporter]) -> dict[str,
     }
 
 
+def asked(manifests: list[Manifest], port: int) -> "subprocess.CompletedProcess[str]":
+    """What the test of a release says of an exporter; it does not wait before it asks again."""
+    (pod,) = (of for of in manifests if of["kind"] == "Pod")
+    python, option, code, *words = pod["spec"]["containers"][0]["command"]
+    assert (python, option) == ("python3", "-c")
+    impatient = f"import time; time.sleep = lambda _: None\n{code}"
+    name = "watch-pgvigil.monitoring.svc:9187"
+    urls = [word.replace(name, f"127.0.0.1:{port}") for word in words]
+    command = [sys.executable, "-c", impatient, *urls]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
 def test_the_test_of_a_release_passes_while_it_answers_and_fails_when_it_does_not(
     server: Server, tmp_path: Path
 ) -> None:
     manifests = rendered(values=given("one", server))
-    (pod,) = (of for of in manifests if of["kind"] == "Pod")
-    python, option, code, *words = pod["spec"]["containers"][0]["command"]
-    assert (python, option, words[0]) == ("python3", "-c", "open")
-    impatient = f"import time; time.sleep = lambda _: None\n{code}"
-
-    def asked(port: int) -> "subprocess.CompletedProcess[str]":
-        urls = [
-            word.replace("watch-pgvigil.monitoring.svc:9187", f"127.0.0.1:{port}") for word in words
-        ]
-        return subprocess.run(
-            [sys.executable, "-c", impatient, *urls], capture_output=True, text=True, timeout=60
-        )
-
     with running(manifests, tmp_path) as exporter:
-        done = asked(exporter.port)
-        port = exporter.port
+        done = asked(manifests, exporter.port)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"http://127.0.0.1:{port}/readyz 200",
-        f"http://127.0.0.1:{port}/metrics 200",
+        f"http://127.0.0.1:{exporter.port}/readyz 200",
+        f"http://127.0.0.1:{exporter.port}/metrics 200",
     ]
-    assert asked(port).returncode == 1
+    assert asked(manifests, exporter.port).returncode == 1
+
+
+def test_locked_doors_let_the_probes_in_and_nobody_else_without_a_password(
+    server: Server, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.sign("server", "IP:127.0.0.1")
+    users = {"prometheus": bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()}
+    web = {
+        # Relative paths, and so within the same Secret.
+        "tls_server_config": {"cert_file": "tls.crt", "key_file": "tls.key"},
+        "basic_auth_users": users,
+    }
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "web"},
+        "stringData": {
+            "web-config.yml": json.dumps(web),
+            "tls.crt": pair.certificate.read_text(),
+            "tls.key": pair.key.read_text(),
+        },
+    }
+    locked = {"webConfig": {"existingSecret": "web", "tls": True}}
+    manifests = rendered(values={**given("one", server), **locked})
+    tls = authority.client()
+    with running([*manifests, secret], tmp_path / "pod", tls=tls) as exporter:
+        (container,) = next(kubernetes.pods(manifests))["spec"]["containers"]
+        for probe in (container["livenessProbe"], container["readinessProbe"]):
+            assert probe["httpGet"]["scheme"] == "HTTPS"
+            assert exporter.get(probe["httpGet"]["path"]).status == 200
+        assert exporter.get("/metrics").status == 401
+        done = asked(manifests, exporter.port)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"https://127.0.0.1:{exporter.port}/metrics 401"

@@ -67,6 +67,18 @@ def test_pgvigil_takes_the_configuration_of_an_example(
         assert target.parameters().get("password") == wanted
 
 
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_pgvigil_knows_every_option_of_an_example(
+    example: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    known = capsys.readouterr().out
+    for pod in kubernetes.pods(rendered(example, values={"reload": True})):
+        for word in pod["spec"]["containers"][0].get("args", ())[1:]:
+            assert f"{word.partition('=')[0]} " in known or f"[{word}]" in known
+
+
 def test_own_queries_are_a_part_of_the_catalogue(tmp_path: Path) -> None:
     path = unpacked(rendered(helm.CHART / "ci" / "plain-values.yaml"), tmp_path)
     settings = config.settle(Told(config=path), {})
