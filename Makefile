@@ -70,6 +70,17 @@ lock: .venv/dev ## write requirements/ anew from pyproject.toml
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
   --no-emit-index-url
 
+# In a place of its own, so that nothing of it can hide a fault of ours. Needs pypi.org.
+audit: .venv/made ## ask pypi.org for known vulnerabilities of what is pinned
+	@test -x .venv/audit/bin/pip-audit || { $(BIN)/python -m venv .venv/audit && \
+	  .venv/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; }
+	@.venv/audit/bin/pip-audit --strict --require-hashes --disable-pip -r requirements/run.txt $(ARGS)
+
+sbom: .venv/made ## write dist/sbom.json, a CycloneDX list of what is pinned
+	@mkdir -p dist
+	@$(BIN)/python -m tools.sbom > dist/sbom.json
+	@echo "dist/sbom.json lists what requirements/run.txt pins"
+
 clean: ## remove what make has made
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
 
@@ -99,4 +110,4 @@ clean: ## remove what make has made
 	@$(INSTALL) --require-hashes -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help setup demo test next check fmt docs dashboards pictures bench bench-harm faults soak lock clean
+.PHONY: help setup demo test next check fmt docs dashboards pictures bench bench-harm faults soak lock audit sbom clean

@@ -49,13 +49,18 @@ class Authority:
 
     def client(self, pair: Pair | None = None) -> ssl.SSLContext:
         """What a client needs that trusts the authority, and may show a certificate of his."""
-        context = ssl.create_default_context(cafile=self.certificate)
-        if pair:
-            context.load_cert_chain(*pair)
-        return context
+        return trusting(self.certificate, pair)
 
     def _run(self, *words: str) -> None:
         subprocess.run(["openssl", *words], check=True, capture_output=True)
+
+
+def trusting(certificate: Path, pair: Pair | None = None) -> ssl.SSLContext:
+    """What a client needs that trusts a certificate, and may show one of his."""
+    context = ssl.create_default_context(cafile=certificate)
+    if pair:
+        context.load_cert_chain(*pair)
+    return context
 
 
 def _key(path: Path) -> tuple[str, ...]:
