@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import big, dead, fleet, image, latency, memory, peer, render, rtt, scrape, server
+from bench import big, dead, fleet, image, latency, many, memory, peer, render, rtt, scrape, server
 from bench.report import Report, Value, machine
 from bench.run import Run
 from bench.servers import Servers
@@ -21,6 +21,7 @@ MEASUREMENTS: Mapping[str, Callable[[Run], Report]] = {
     "memory": memory.measure,
     "fleet": fleet.measure,
     "dead": dead.measure,
+    "many": many.measure,
     "big": big.measure,
     "latency": latency.measure,
     "image": image.measure,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from bench.peer import Peer
 from lab.ports import free_port
 
-_HEADERS = {
+HEADERS = {
     # What Prometheus 3 sends when nobody configures it otherwise.
     "Accept": "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
     "application/openmetrics-text;version=0.0.1;q=0.5,"
@@ -56,7 +56,7 @@ class Client:
 
     def __init__(self, port: int, timeout: float = 30) -> None:
         """Tell it that Prometheus waits for `timeout` seconds."""
-        self._headers = {**_HEADERS, "X-Prometheus-Scrape-Timeout-Seconds": f"{timeout:g}"}
+        self._headers = {**HEADERS, "X-Prometheus-Scrape-Timeout-Seconds": f"{timeout:g}"}
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
 
     def ask(self, path: str) -> Page:

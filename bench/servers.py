@@ -58,6 +58,11 @@ class Servers:
         """A server with room for a fleet's connections."""
         return self._start(600)
 
+    @cached_property
+    def four(self) -> list[Server]:
+        """Servers with room for the connections of 125 targets each."""
+        return [self._start(400) for _ in range(4)]
+
     def destroy(self) -> None:
         """Remove all of them."""
         for server in self._started:
