@@ -478,7 +478,10 @@ def test_what_the_page_for_people_leads_to_exists() -> None:
     alerts = {rule.name: rule for rule in rules.load() if rule.kind == "alert"}
     for name in re.findall(r'"(AVL-\d)", "(\w+)"', Path(landing.__file__).read_text()):
         standard, alert = name
-        assert alerts[alert].annotations["runbook_url"] == f"{landing.RUNBOOKS}#{alert.lower()}"
+        assert (
+            alerts[alert].annotations["runbook_url"]
+            == f"{landing.RUNBOOKS}/availability.md#{alert.lower()}"
+        )
         assert alert in standards.ours()[standard].alerts
 
 

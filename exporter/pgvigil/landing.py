@@ -8,7 +8,7 @@ from html import escape
 from typing import NamedTuple
 from urllib.parse import quote
 
-from pgvigil import __version__, standards, watch
+from pgvigil import __version__, standards, verdict, watch
 from pgvigil.catalogue import Query
 from pgvigil.collect import Collector
 from pgvigil.errors import Down
@@ -33,13 +33,14 @@ _ADVICE = {
     Down.OTHER: "See the message.",
 }
 
-RUNBOOKS = "https://github.com/pgvigil/pgvigil/blob/main/docs/runbooks/availability.md"
+RUNBOOKS = "https://github.com/pgvigil/pgvigil/blob/main/docs/runbooks"
 
 _STYLE = """
 :root{color-scheme:light dark;--line:#8884;--good:#1a7f37;--bad:#cf222e;--dim:#59636e;
---alarm:#cf222e}
-@media (prefers-color-scheme:dark){:root{--dim:#9198a1;--alarm:#ff8f88}}
-body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}
+--alarm:#cf222e;--ticket:#9a6700}
+@media (prefers-color-scheme:dark){:root{--dim:#9198a1;--alarm:#ff8f88;--ticket:#e3b341}}
+body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;
+overflow-wrap:anywhere}
 h1{font-size:1.5rem;margin:0}h2{font-size:1.15rem;margin:0}
 section{border:1px solid var(--line);border-radius:8px;padding:1rem 1.25rem;margin:1rem 0}
 .up,.down{color:#fff;border-radius:4px;padding:.1rem .5rem;font-size:.85rem;margin-left:.5rem}
@@ -51,11 +52,18 @@ dt{color:var(--dim)}dd{margin:0}
 table{border-collapse:collapse;width:100%;font-size:.9rem;margin-top:.5rem}
 td,th{text-align:left;padding:.2rem .75rem .2rem 0;border-bottom:1px solid var(--line);
 vertical-align:top}
+td:last-child a{overflow-wrap:normal}
 td.number,th.number{text-align:right;white-space:nowrap}
 summary{cursor:pointer}.failing td{color:var(--alarm)}
+.page,.ticket{font-weight:600}.page{color:var(--alarm)}.ticket{color:var(--ticket)}
 .wrong{border-color:var(--bad);border-width:2px}.well{border-color:var(--good);border-width:2px}
 section p{margin:.5rem 0 0}table+small{margin-top:.5rem}
 small{color:var(--dim);font-size:.85rem;display:block}
+@media (max-width:40rem){body{margin:1rem auto}section{padding:.75rem}
+th{display:none}table,tbody,tr,td{display:block}
+tr{padding:.4rem 0;border-bottom:1px solid var(--line)}
+td,td.number{border:0;padding:0;text-align:left}dl{grid-template-columns:1fr;gap:0}
+dd{margin:0 0 .4rem}}
 """
 
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
@@ -74,6 +82,10 @@ class _Trouble(NamedTuple):
     standard: str
     alert: str
     """The one that tells of it; its runbook says what to do."""
+    area: str = "availability"
+    severity: str = "ticket"
+    more: str = ""
+    """The objective of the target, where a number is held against it."""
     since: float | None = None
     """Seconds since the epoch."""
 
@@ -106,7 +118,11 @@ def _verdict(collectors: Sequence[Collector]) -> str:
     parts = [(up, "up"), (len(seen) - up, "down"), (len(collectors) - len(seen), "not scraped yet")]
     counted = ", ".join(f"{number} {word}" for number, word in parts if number)
     troubles = [trouble for collector in seen for trouble in _troubles(collector)]
-    rules = "<small>What needs history, Prometheus judges by the rules; its alerts tell.</small>"
+    troubles.sort(key=lambda of: (of.severity != "page", of.alert != "DatabaseDown"))
+    rules = (
+        "<small>As the last scrape tells. An alert waits until it lasts; what needs history, or "
+        "several servers, only the alerts in Prometheus tell.</small>"
+    )
     told = f"<p>{count}: {counted}.</p>"
     if not troubles:
         verdict = "All is well, as far as this page sees" if seen else "Nothing is known yet"
@@ -129,15 +145,28 @@ def _troubles(collector: Collector) -> Iterator[_Trouble]:
     if not last.up:
         advice = _ADVICE[last.down] if last.down else ""
         what = f"down: {last.down}. {advice}"
-        yield _Trouble(name, what, "AVL-2", "DatabaseDown", collector.turned_at)
+        since = collector.turned_at
+        yield _Trouble(name, what, "AVL-2", "DatabaseDown", severity="page", since=since)
         return
+    for of in verdict.judge(collector).broken:
+        measure = of.measure
+        amount = "" if measure.below else _amount(measure.objective, of.value)
+        told = ", ".join(filter(None, (of.where, amount)))
+        what = f"{measure.what}: {told}" if told else measure.what
+        usual = standards.ours()[measure.standard].objectives[measure.objective]
+        own = of.objective != usual.get(of.severity)
+        bound = "least" if measure.below else "most"
+        more = f"at {bound} {_amount(measure.objective, of.objective)} here" if own else ""
+        yield _Trouble(name, what, measure.standard, measure.alert, measure.area, of.severity, more)
     if failing := sorted(query.name for query in _failing(collector)):
         more = f" and {len(failing) - 3} more" if len(failing) > 3 else ""
         yield _Trouble(name, f"fails: {', '.join(failing[:3])}{more}", "AVL-7", "QueryFailing")
     if refusing := [shown(of) for of, place in collector.slow.databases.items() if place.down]:
         what = f"databases that cannot be visited: {len(refusing)}"
         yield _Trouble(name, what, "AVL-7", "DatabaseUnwatched")
-    if late := len(list(collector.slow.late())) + len(collector.slow.left_out):
+    places = collector.slow.databases
+    overdue = [of for of in collector.slow.late() if places[of].visited]  # not in the first seconds
+    if late := len(overdue) + len(collector.slow.left_out):
         what = f"databases visited late or not at all: {late}"
         yield _Trouble(name, what, "AVL-7", "DatabasesNotVisited")
 
@@ -145,14 +174,23 @@ def _troubles(collector: Collector) -> Iterator[_Trouble]:
 def _row(trouble: _Trouble) -> str:
     standard = standards.ours()[trouble.standard]
     since = f"<small>for {_lasting(time.time() - trouble.since)}</small>" if trouble.since else ""
-    runbook = f"{RUNBOOKS}#{trouble.alert.lower()}"
+    runbook = f"{RUNBOOKS}/{trouble.area}.md#{trouble.alert.lower()}"
+    more = f"; {trouble.more}" if trouble.more else ""
     return (
         f"<tr><td><a href='#{quote(trouble.target)}'>{escape(trouble.target)}</a></td>"
         f"<td>{escape(trouble.what)}{since}</td>"
         f"<td>{standard.id}: {escape(standard.title)}"
-        f"<small>{escape(standard.objective)}</small></td>"
-        f"<td><a href='{runbook}'>{trouble.alert}</a></td></tr>"
+        f"<small>{escape(standard.objective)}{more}</small></td>"
+        f"<td><a href='{runbook}'>{trouble.alert}</a>"
+        f"<small class={trouble.severity}>{trouble.severity}</small></td></tr>"
     )
+
+
+def _amount(objective: str, value: float) -> str:
+    """A number in the unit that the objective's name ends with."""
+    if objective.endswith("_seconds"):
+        return _lasting(value)
+    return f"{value:.0%}" if objective.endswith("_ratio") else f"{value:g}"
 
 
 def _lasting(seconds: float) -> str:
@@ -200,11 +238,21 @@ def _target(collector: Collector, several: bool) -> str:
         known.append(("connected as", ", ".join(words)))
     if last:
         known.append(("last scrape", f"{_ago(last.ended_at)}, took {last.seconds * 1000:.0f} ms"))
+        known += [("standards", _standards(collector))] if last.up else []
     rows = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in known)
     return (
         f"<section id='{quote(collector.target.name)}'><h2>{name}{state}</h2><dl>{rows}</dl>"
         f"{_running(collector)}{_refused(collector)}{_databases(collector)}</section>"
     )
+
+
+def _standards(collector: Collector) -> str:
+    """How many are kept and how many not, of those that a scrape decides."""
+    told = verdict.judge(collector)
+    broken = {of.measure.standard for of in told.broken}
+    parts = [f"<b class=page>{len(broken)} broken</b>"] if broken else []
+    parts.append(f"{len(told.kept)} kept; the others are told by alerts in Prometheus")
+    return ", ".join(parts)
 
 
 def _running(collector: Collector) -> str:

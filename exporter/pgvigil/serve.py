@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config, Sockets
 
-from pgvigil import about, landing, render, tls, watch
+from pgvigil import about, landing, render, tls, verdict, watch
 from pgvigil.collect import Collector
 from pgvigil.config import Address
 from pgvigil.credentials import Credentials, Verdict
@@ -236,6 +236,7 @@ class Application:
     async def _scrape(self, request: "_Request", collector: Collector) -> Answer:
         deadline = asyncio.get_running_loop().time() + request.budget()
         scrape = await collector.scrape(deadline)
+        verdict.note(collector, scrape)
         # The exporter itself stands on one page: this one, if it is the only one.
         alone = self._fleet.alone
         ourselves = self._ourselves() if alone else ()

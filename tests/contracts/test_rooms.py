@@ -58,6 +58,7 @@ ORDER = (
     "coverage",
     "about",
     "trial",
+    "verdict",
     "landing",
     "door",
     "serve",

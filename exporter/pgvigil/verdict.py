@@ -1,0 +1,193 @@
+"""Tell which standards a target does not keep now, as far as its last scrape alone shows."""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+from pgvigil.collect import Collector, Scrape
+from pgvigil.render import Family, Sheet
+
+NOTHING: Mapping[str, str] = {}
+
+
+class Measure(NamedTuple):
+    """How a number of a scrape is held against an objective, as an alert of rules/ does it."""
+
+    standard: str
+    objective: str
+    alert: str
+    area: str
+    """Whose runbook says what to do."""
+    metric: str
+    what: str
+    """What is not as it should be, for a person."""
+    labels: Mapping[str, str] = NOTHING
+    """Those of the series that count."""
+    per: str = ""
+    """The metric that it is a share of."""
+    below: bool = False
+    """Whether less is worse."""
+    age: bool = False
+    """Whether it is a moment, of which the newest series counts and its age is meant."""
+    primary: bool = False
+    """Whether it says nothing on a standby."""
+
+
+_BACKENDS = {"kind": "query"}
+_RECORDED = "pg_record_last_good_ended_timestamp_seconds"
+_DRILL = {"kind": "restore_verification"}
+
+MEASURES = (
+    Measure("INT-2", "fsync", "DurabilityOff", "security", "pg_settings_value",
+            "fsync is off: a crash may cost the data", {"name": "fsync"}, below=True),
+    Measure("INT-2", "full_page_writes", "DurabilityOff", "security", "pg_settings_value",
+            "full_page_writes is off: a crash may cost the data", {"name": "full_page_writes"},
+            below=True),
+    Measure("RES-1", "used_ratio", "ConnectionsNearLimit", "activity", "pg_connections_used",
+            "connections are in use", per="pg_connections_usable"),
+    Measure("RES-2", "wait_seconds", "PoolerClientsWait", "pooler",
+            "pgbouncer_pools_maxwait_seconds",
+            "somebody waits for a connection of the pool"),
+    Measure("QRY-7", "wait_seconds", "LockWait", "activity", "pg_locks_longest_wait_seconds",
+            "somebody waits for a lock"),
+    Measure("QRY-6", "idle_seconds", "IdleInTransaction", "activity",
+            "pg_stat_activity_oldest_idle_in_transaction_seconds",
+            "a transaction is left open idle", _BACKENDS),
+    Measure("QRY-5", "active_seconds", "LongQuery", "activity",
+            "pg_stat_activity_oldest_query_seconds",
+            "a query runs", _BACKENDS),
+    Measure("MNT-3", "used_ratio", "TransactionIdWraparound", "maintenance",
+            "pg_database_datfrozenxid_used_ratio", "transaction ids are used up",
+            primary=True),
+    Measure("MNT-4", "prepared_seconds", "PreparedTransactionOld", "maintenance",
+            "pg_prepared_xacts_oldest_seconds", "a transaction is left prepared", primary=True),
+    Measure("SCH-1", "used_ratio", "SequenceRunsOut", "schema", "pg_sequences_used_ratio",
+            "a sequence is used up"),
+    Measure("SEC-1", "unencrypted_sessions", "SessionsUnencrypted", "security",
+            "pg_stat_ssl_remote_unencrypted_sessions",
+            "sessions come over the network without TLS"),
+    Measure("BAK-2", "backup_age_seconds", "BackupTooOld", "backup", _RECORDED,
+            "the last good backup is old", {"kind": "backup"}, age=True, primary=True),
+    Measure("BAK-4", "verification_age_seconds", "RestoreUnverified", "backup", _RECORDED,
+            "the last restore that was checked is old", _DRILL, age=True, primary=True),
+    Measure("BAK-5", "recovery_seconds", "RestoreSlow", "backup",
+            "pg_record_last_good_duration_seconds",
+            "the last restore took long", _DRILL, primary=True),
+)  # fmt: skip
+"""What takes one comparison of one scrape; the numbers are those of the target's objectives.
+
+What needs history or several servers, only Prometheus can tell.
+"""
+
+_NAMES = {name for of in MEASURES for name in (of.metric, of.per) if name}
+_HEADS = {f"# HELP {name} ".encode(): name for name in _NAMES}
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_ESCAPED = re.compile(r"\\(.)")
+_SEVERITIES = ("page", "ticket")
+
+
+class Broken(NamedTuple):
+    """A standard that is not kept."""
+
+    measure: Measure
+    severity: str
+    value: float
+    """Also of an age, in seconds."""
+    objective: float
+    where: str
+    """The database, pool or whatever tells the series from others; may be empty."""
+
+
+class Verdict(NamedTuple):
+    """What one scrape tells."""
+
+    kept: frozenset[str]
+    """The ids of standards that were looked at and are kept, as far as it shows."""
+    broken: Sequence[Broken]
+
+
+_seen: WeakKeyDictionary[Collector, Mapping[str, Family]] = WeakKeyDictionary()
+"""Of each target's last scrape the metrics that are judged, which are a few lines."""
+
+_asked: WeakKeyDictionary[Collector, frozenset[str]] = WeakKeyDictionary()
+"""The queries of each target that bring it."""
+
+
+def note(collector: Collector, scrape: Scrape) -> None:
+    """Keep what a later look at the target needs of a scrape."""
+    asked = _asked.get(collector)
+    if asked is None:
+        asked = _asked[collector] = frozenset(
+            query.name
+            for query in collector.queries
+            if any(metric.name in _NAMES for metric in query.metrics)
+        )
+    sheets = [sheet for name, sheet in scrape.sheets.items() if name in asked]
+    sheets += [of.sheet for of in scrape.results if of.statement.query.name in asked]
+    found: dict[str, Family] = {}
+    for sheet in sheets if scrape.up else ():
+        assert isinstance(sheet, Sheet)
+        for family in sheet.families:
+            head = family.headers.text
+            if name := _HEADS.get(head[: head.index(b" ", len(b"# HELP ")) + 1]):
+                whole = found.setdefault(name, Family(family.headers))
+                whole.chunks += family.chunks
+    _seen[collector] = found
+
+
+def judge(collector: Collector) -> Verdict:
+    """Hold the last scrape against the target's objectives; worst first."""
+    families = _seen.get(collector, {})
+    broken: list[Broken] = []
+    looked: set[str] = set()
+    for measure in MEASURES:
+        if measure.primary and collector.facts and collector.facts.in_recovery:
+            continue
+        values = list(_values(measure, families))
+        if not values:
+            continue
+        looked.add(measure.standard)
+        value, where = (min if measure.below or measure.age else max)(values)
+        limits = {
+            of.severity: of.value
+            for of in collector.target.objectives
+            if of[:2] == (measure.standard, measure.objective)
+        }
+        for severity in _SEVERITIES:
+            limit = limits.get(severity)
+            if limit is not None and (value < limit if measure.below else value > limit):
+                broken.append(Broken(measure, severity, value, limit, where))
+                break
+    broken.sort(key=lambda of: _SEVERITIES.index(of.severity))
+    kept = looked - {of.measure.standard for of in broken}
+    return Verdict(frozenset(kept), broken)
+
+
+def _values(measure: Measure, families: Mapping[str, Family]) -> Iterator[tuple[float, str]]:
+    """The numbers of the series that count, each with what tells it from the others."""
+    scale = [value for value, _ in _samples(families.get(measure.per))]
+    for value, labels in _samples(families.get(measure.metric)):
+        if not measure.labels.items() <= labels.items():
+            continue
+        if measure.per:
+            if len(scale) != 1 or not scale[0] > 0:
+                continue
+            value /= scale[0]
+        if measure.age:
+            value = time.time() - value
+        names = "database" if "database" in labels else "datname", "sequencename"
+        yield value, " ".join(filter(None, (labels.get(name) for name in names)))
+
+
+def _samples(family: Family | None) -> Iterator[tuple[float, Mapping[str, str]]]:
+    for line in b"".join(family.chunks if family else ()).decode().split("\n"):
+        block, _, value = line.rpartition(" ")
+        if block:
+            labels = {name: _ESCAPED.sub(_plain, text) for name, text in _LABEL.findall(block)}
+            yield float(value), labels
+
+
+def _plain(found: re.Match[str]) -> str:
+    return "\n" if found[1] == "n" else found[1]
