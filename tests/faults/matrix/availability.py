@@ -4,7 +4,10 @@ import contextlib
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
+
+import psycopg
 
 from lab import basebackup
 from lab.cluster import PGVIGIL
@@ -52,8 +55,18 @@ def _crashed(stage: Stage) -> Iterator[None]:
 
     What is known of the tables is lost with it, so they are analyzed.
     """
+    checkpointer = "select backend_start from pg_stat_activity where backend_type = 'checkpointer'"
+    before = stage.primary.execute(checkpointer)
     with stage.session() as session:
         os.kill(session.info.backend_pid, signal.SIGKILL)
+    end = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(psycopg.OperationalError):  # it recovers
+            if stage.primary.execute(checkpointer) != before:
+                break
+        assert time.monotonic() < end, stage.primary.log()
+        time.sleep(0.1)
+    stage.mind_archive_timeout()
     yield
     stage.analyze()
 
