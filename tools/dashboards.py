@@ -362,7 +362,8 @@ def _options(panel: Json) -> Json:
     text = "name" if panel.get("named") else "auto"
     aside = {"displayMode": "table", "placement": "right"}
     below = {"displayMode": "list", "placement": "bottom"}
-    legend = {**(aside if panel.get("legend") == "right" else below), "showLegend": True}
+    placed = aside if panel.get("legend") == "right" else below
+    legend = {**placed, "showLegend": True, "calcs": []}
     sort = [{"displayName": panel["sort"], "desc": True}] if "sort" in panel else []
     found: Mapping[str, Json] = {
         "timeseries": {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}},
