@@ -7,7 +7,7 @@ from statistics import median
 from time import process_time
 
 import psycopg
-from pgvigil import catalogue, config
+from pgvigil import catalogue, target
 from pgvigil.connect import GUARDS
 from pgvigil.plan import make_plan, wanted
 from pgvigil.session import Session
@@ -94,7 +94,7 @@ def _pipeline(line: str) -> Iterator[tuple[_Way, list[str]]]:
     with asyncio.Runner() as runner:
         clock = runner.get_loop().time
         session = runner.run(
-            Session.open(config.Target("bench", connection), wanted(queries), clock() + _PATIENCE)
+            Session.open(target.Target("bench", connection), wanted(queries), clock() + _PATIENCE)
         )
         facts = runner.run(session.ask((), _SILENT, clock() + _PATIENCE))
         fresh = [query for query in queries if not query.every]

@@ -12,6 +12,7 @@ import structlog
 from pgvigil import catalogue, config, ranking, serve
 from pgvigil.collect import Collector
 from pgvigil.fleet import Fleet
+from pgvigil.target import Target
 from psycopg import conninfo
 
 from bench.exporters import Client
@@ -68,7 +69,7 @@ def longest_gaps(line: str, extra: Path, scrapes: int) -> Gaps:
 
 async def _longest_gaps(line: str, extra: Path, scrapes: int) -> Gaps:
     connection = {key: str(value) for key, value in conninfo.conninfo_to_dict(line).items()}
-    target = config.Target("bench", connection, max_series=1_000_000)
+    target = Target("bench", connection, max_series=1_000_000)
     collector = Collector(target, catalogue.load([extra]), ranking.layout)
     port = free_port()
     listener = serve.listen(config.Address("127.0.0.1", port))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pgvigil import catalogue
 from pgvigil.catalogue import Query
-from pgvigil.config import Target
 from pgvigil.errors import QueryFailed
 from pgvigil.plan import Facts, Plan, Statement, make_plan, wanted
 from pgvigil.session import Session
 from pgvigil.source import Answers, Ask, Rows
+from pgvigil.target import Target
 from psycopg import conninfo, postgres
 
 from lab.cluster import PGVIGIL, Role

@@ -17,11 +17,11 @@ import pytest
 from pgvigil import catalogue, command
 from pgvigil.barman import Barman
 from pgvigil.command import Command
-from pgvigil.config import Target
 from pgvigil.errors import Down, Unreachable
 from pgvigil.plan import Wanted
 from pgvigil.repository import Repository
 from pgvigil.source import Answers, Ask, Rows
+from pgvigil.target import Target
 from pgvigil.walg import WalG
 
 from lab import processes

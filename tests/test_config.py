@@ -11,8 +11,10 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pgvigil import config
-from pgvigil.config import Address, Settings, Target, Told
+from pgvigil.config import Address, Settings, Told
+from pgvigil.dsn import has_password
 from pgvigil.errors import Refused
+from pgvigil.target import Target
 
 BAD_DSN = (
     "is no connection string that libpq understands (not shown: it may hold a password). In a URI, "
@@ -229,7 +231,7 @@ targets:
                 "main",
                 {"host": "db1", "port": "5432", "user": "pgvigil", "sslmode": "verify-full"},
                 tmp_path / "password",
-                {"team": "payments", "tier": "1"},
+                labels={"team": "payments", "tier": "1"},
             ),
             Target(
                 "pooled",
@@ -490,7 +492,7 @@ targets:
     assert file_faults(tmp_path, text) == [
         "pgvigil.yml:17: the key 'both' stands twice; the first is in line 4; remove one",
         "pgvigil.yml:2: unknown key 'listne'; did you mean 'listen'? "
-        "(known here: catalogue, listen, targets)",
+        "(known here: allow_hosts, auth_modules, catalogue, discovery, listen, max_hosts, targets)",
         "pgvigil.yml:16: 'bad name' is not a legal name here "
         "(a target's name: letters, digits, _ . : -)",
         "pgvigil.yml:13: '__team' is not a legal name here (a legal Prometheus label name)",
@@ -629,7 +631,7 @@ def test_an_address_that_is_unclear_is_refused(text: str) -> None:
     ],
 )
 def test_a_connection_string_with_a_password_is_known(dsn: str, secret: bool) -> None:
-    assert config.has_password(dsn) is secret
+    assert has_password(dsn) is secret
 
 
 @pytest.mark.parametrize(

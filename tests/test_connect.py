@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from pgvigil import connect
-from pgvigil.config import Target
 from pgvigil.errors import Down, Unreachable
+from pgvigil.target import Target
 
 from lab.ports import free_port
 

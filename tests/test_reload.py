@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from pgvigil import apart
-from pgvigil.config import Address, Settings, Target
+from pgvigil.config import Address, Settings
 from pgvigil.errors import Problem, Refused
 from pgvigil.fleet import Fleet
 from pgvigil.reload import Loaded, Reloader
+from pgvigil.target import Target
 from structlog.testing import capture_logs
 
 WRONG = Problem("pgvigil.yml", 3, "what it says")

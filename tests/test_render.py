@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pgvigil import __version__, about, render
 from pgvigil.catalogue import Query
 from pgvigil.collect import Collector, Scrape
-from pgvigil.config import Target
 from pgvigil.errors import Down, QueryFailed
 from pgvigil.fleet import Fleet
 from pgvigil.lane import Tally
 from pgvigil.plan import Facts, Loss, Plan, Reason, Refusal, Statement
 from pgvigil.render import Family, Layout, Sheet, headers
+from pgvigil.target import Target
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as openmetrics_families,
 )
@@ -393,6 +393,7 @@ pg_down_reason{team="a",reason="host_unreachable"} 0
 pg_down_reason{team="a",reason="timeout"} 0
 pg_down_reason{team="a",reason="tls"} 0
 pg_down_reason{team="a",reason="password_file"} 0
+pg_down_reason{team="a",reason="password_command"} 0
 pg_down_reason{team="a",reason="invalid_password"} 0
 pg_down_reason{team="a",reason="invalid_authorization_specification"} 0
 pg_down_reason{team="a",reason="invalid_catalog_name"} 0

@@ -14,13 +14,14 @@ import pytest
 from pgvigil import landing, render, serve, standards
 from pgvigil.catalogue import Metric, Needs, Query, Variant
 from pgvigil.collect import Collector, Scrape
-from pgvigil.config import Address, Target
+from pgvigil.config import Address
 from pgvigil.errors import QueryFailed
 from pgvigil.fleet import Fleet
 from pgvigil.lane import Tally
 from pgvigil.plan import Facts, Plan, Reason, Refusal, Statement
 from pgvigil.render import Family, Layout, Sheet, headers
 from pgvigil.serve import Application
+from pgvigil.target import Target
 
 from lab import rules
 from lab.ports import free_port

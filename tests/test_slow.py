@@ -9,11 +9,11 @@ import pytest
 from pgvigil import slow
 from pgvigil.catalogue import Query
 from pgvigil.collect import Collector
-from pgvigil.config import Target
 from pgvigil.lane import Ledger
 from pgvigil.plan import Plan, Reason, Refusal
 from pgvigil.render import Layout
 from pgvigil.slow import Place, Result, SlowLane
+from pgvigil.target import Target
 
 from lab.cluster import PGVIGIL
 from lab.postgres import Server

@@ -12,12 +12,12 @@ from unittest.mock import patch
 import pytest
 from pgvigil import catalogue, collect, landing, serve, watch
 from pgvigil.collect import Collector
-from pgvigil.config import Target
 from pgvigil.fleet import Fleet
 from pgvigil.plan import Facts
 from pgvigil.render import Layout
 from pgvigil.serve import Application
 from pgvigil.session import Session
+from pgvigil.target import Target
 from psycopg.conninfo import conninfo_to_dict
 
 from lab.cluster import PGVIGIL, Cluster

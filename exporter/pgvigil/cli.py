@@ -23,6 +23,7 @@ from pgvigil import (
     apart,
     catalogue,
     config,
+    dsn,
     entry,
     expected,
     grants,
@@ -31,13 +32,14 @@ from pgvigil import (
     serve,
     web,
 )
-from pgvigil.config import Settings, Target, Told
+from pgvigil.config import Settings, Told
 from pgvigil.door import Door
 from pgvigil.errors import DrillFailed, Problem, QueryFailed, Refused, Unreachable, printable
 from pgvigil.fleet import Fleet
 from pgvigil.kinds import open_source
 from pgvigil.plan import Facts, Plan, concerning, disabled, make_plan, wanted
 from pgvigil.reload import Reloader
+from pgvigil.target import Target
 
 READING = 60.0
 """Seconds that a reload may take to read configuration and catalogue."""
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     words, command = _apart(words)
     told = _parser(words).parse_args(words, argparse.Namespace(command=command))
-    if told.dsn and config.has_password(told.dsn):
+    if told.dsn and dsn.has_password(told.dsn):
         _hide(words, command, told.dsn)
     told.environment = dict(os.environ)
     # libpq would take the user's name; a monitoring role has no database of its own.
@@ -446,7 +448,11 @@ def _complete(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query
         replace(target, objectives=expected.completed(target.objectives))
         for target in settings.targets
     ]
-    return replace(settings, targets=targets), queries
+    modules = {
+        name: replace(module, objectives=expected.completed(module.objectives))
+        for name, module in settings.modules.items()
+    }
+    return replace(settings, targets=targets, modules=modules), queries
 
 
 def _with_doors(
@@ -472,7 +478,7 @@ def _with_doors(
 def _unknown(settings: Settings, queries: Sequence[catalogue.Query]) -> Iterator[Problem]:
     """What a target enables or disables that no catalogue has."""
     known = {name for query in queries for name in (query.name, query.area)}
-    for target in settings.targets:
+    for target in (*settings.targets, *settings.modules.values()):
         for name in (*target.enable, *target.disable):
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)

@@ -11,13 +11,13 @@ from itertools import pairwise
 import structlog
 
 from pgvigil.catalogue import Query
-from pgvigil.config import Target
 from pgvigil.errors import Down, Unreachable
 from pgvigil.kinds import open_source
 from pgvigil.lane import LIFETIME, Layout, Ledger, MakeLayout, Reception, Sheet
 from pgvigil.plan import Facts, Loss, Plan, Statement, concerning, disabled, make_plan, wanted
 from pgvigil.slow import Result, SlowLane
 from pgvigil.source import Source
+from pgvigil.target import Target
 
 _AGAIN = 3
 """How often a scrape asks again what a standby has ended for what it replays."""

@@ -1,27 +1,22 @@
 """Ask a program for what it knows, by running it: bounded in time and size, without a shell."""
 
 import asyncio
-import contextlib
 import json
-import os
-import signal
 import time
 from abc import ABC, abstractmethod
-from asyncio.subprocess import Process, SubprocessStreamProtocol
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 from pgvigil.certificate import Peer
-from pgvigil.config import Target
 from pgvigil.errors import Down, QueryFailed, Unreachable, printable
 from pgvigil.plan import Facts, Wanted
+from pgvigil.runner import Runner
 from pgvigil.source import NO_ANSWERS, Answers, Ask, Table
 from pgvigil.surroundings import environment
+from pgvigil.target import Target
 
 _MOST = 64 << 20
 """Bytes of an answer that are read."""
-_MOST_WORDS = 4096
-"""Bytes of a complaint that are read."""
 _FRESH = 5.0
 """Seconds for which an answer serves all that is asked of it."""
 
@@ -62,7 +57,7 @@ class Command(ABC):
         self._command = command
         self._facts = Facts(version=0, in_recovery=False, user="", database="", kind=self.kind)
         self._answers: dict[Words, tuple[float, Any]] = {}
-        self._running: Process | None = None
+        self._runner = Runner(_MOST)
         self._closed = False
 
     @classmethod
@@ -162,8 +157,7 @@ class Command(ABC):
     def close(self) -> None:
         """End it, with the program that may run."""
         self._closed = True
-        if self._running is not None:
-            _kill(self._running)
+        self._runner.kill()
 
     abandon = close
     cut = close
@@ -207,38 +201,10 @@ class Command(ABC):
 
     async def _run(self, words: Words) -> tuple[int, bytes, str]:
         """The exit code, what it answered and what it complained of; killed when we are left."""
-        loop = asyncio.get_running_loop()
-        # As create_subprocess_exec does, but with the transport at hand: only its close ends what
-        # nobody reads any more.
-        transport, protocol = await loop.subprocess_exec(
-            lambda: SubprocessStreamProtocol(limit=65536, loop=loop),
-            *self.line(words),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=environment(),
-            start_new_session=True,
-        )
-        self._running = process = Process(transport, protocol, loop)
-        assert process.stdout is not None
-        assert process.stderr is not None
-        # What it complains of is read all the time: a full pipe would hold it up.
-        complaining = asyncio.ensure_future(_read(process.stderr, _MOST_WORDS, drain=True))
-        try:
-            told = await _read(process.stdout, _MOST + 1)
-            if len(told) > _MOST:
-                return 0, told, ""
-            code = await process.wait()
-            _kill(process)  # what it has left behind may hold the pipe open
-            complaint = await complaining
-        finally:
-            self._running = None
-            _kill(process)
-            complaining.cancel()
-            transport.close()
-        lines = [line for line in complaint.decode(errors="replace").splitlines() if line.strip()]
+        ended = await self._runner.run(self.line(words), environment())
+        lines = [line for line in ended.complaint.splitlines() if line.strip()]
         first = next((line for line in lines if "ERROR" in line), lines[0] if lines else "")
-        return code, told, printable(" ".join(first.split()))
+        return ended.code, ended.told, printable(" ".join(first.split()))
 
 
 _SHAPE = "shape"
@@ -251,19 +217,3 @@ def document(told: bytes) -> Any:
         return json.loads(told)
     except (ValueError, RecursionError):
         raise ValueError("no JSON") from None
-
-
-async def _read(stream: asyncio.StreamReader, most: int, *, drain: bool = False) -> bytes:
-    """What comes, up to a bound; what is above it is left, or thrown away until the end."""
-    found = bytearray()
-    while len(found) < most and (chunk := await stream.read(min(65536, most - len(found)))):
-        found += chunk
-    while drain and await stream.read(65536):
-        pass
-    return bytes(found)
-
-
-def _kill(process: Process) -> None:
-    """End it and what it has started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)

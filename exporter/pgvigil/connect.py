@@ -12,8 +12,10 @@ from threading import Thread
 
 from psycopg import pq
 
-from pgvigil.config import Target, libpq_defaults
+from pgvigil import password
+from pgvigil.dsn import libpq_defaults
 from pgvigil.errors import DOWN_BY_SQLSTATE, Down, Unreachable
+from pgvigil.target import Target
 
 if pq.version() < 170000:
     raise ImportError(
@@ -82,6 +84,8 @@ _WITHOUT_SQLSTATE = (
 )
 
 
+_REFUSED = (Down.INVALID_PASSWORD, Down.INVALID_AUTHORIZATION)
+"""When another password may do."""
 _BROKEN_PROTOCOL = "08P01"
 _WORDS_OF_PGBOUNCER = (
     # It refuses for whatever reason with that one SQLSTATE, and always in English.
@@ -104,11 +108,22 @@ async def connect(target: Target, deadline: float, *, guarded: bool) -> pq.abc.P
     `guarded` sends the guards along; NoStartupOptionsError tells that something on the way refuses
     them. Raises Unreachable with the reason.
     """
-    try:
-        given = target.parameters()
-    except OSError as error:
-        detail = f"the password file cannot be read: {error.strerror}"
-        raise Unreachable(Down.PASSWORD_FILE, detail) from None
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                given = await password.parameters(target)
+        except TimeoutError:
+            text = f"{target.password_command[0]} did not tell the password in time"
+            raise Unreachable(Down.PASSWORD_COMMAND, text) from None
+        try:
+            return await _connect(given, deadline, guarded=guarded)
+        except Unreachable as error:
+            if error.reason not in _REFUSED or not password.refused(target, given):
+                raise
+
+
+async def _connect(given: Mapping[str, str], deadline: float, *, guarded: bool) -> pq.abc.PGconn:
+    """The same, with these keywords of libpq's."""
     parameters = {"application_name": "pgvigil", **_TRANSPORT, **given, "client_encoding": "UTF8"}
     if guarded:
         ours = {**GUARDS, "statement_timeout": f"{STATEMENT_TIMEOUT:.0f}s"}

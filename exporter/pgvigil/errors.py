@@ -53,6 +53,7 @@ class Down(StrEnum):
     TIMEOUT = "timeout"
     TLS = "tls"
     PASSWORD_FILE = "password_file"  # noqa: S105  (a reason, not a password)
+    PASSWORD_COMMAND = "password_command"  # noqa: S105
     INVALID_PASSWORD = "invalid_password"  # noqa: S105
     INVALID_AUTHORIZATION = "invalid_authorization_specification"
     INVALID_CATALOG_NAME = "invalid_catalog_name"

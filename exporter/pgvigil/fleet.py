@@ -8,10 +8,11 @@ from functools import partial
 from pgvigil import computed
 from pgvigil.catalogue import Query
 from pgvigil.collect import Collector
-from pgvigil.config import Settings, Target
+from pgvigil.config import Settings
 from pgvigil.plan import Statement, concerning
 from pgvigil.render import Layout
 from pgvigil.shard import WHOLE, home
+from pgvigil.target import Target
 
 
 class Fleet:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 from pgvigil.barman import Barman
-from pgvigil.config import Target
 from pgvigil.pgbouncer import Console
 from pgvigil.plan import Wanted
 from pgvigil.repository import Repository
 from pgvigil.session import Session
 from pgvigil.source import Source
+from pgvigil.target import Target
 from pgvigil.walg import WalG
 
 KINDS: Mapping[str, type[Source]] = {

@@ -21,6 +21,7 @@ _ADVICE = {
     Down.TIMEOUT: "The host takes the connection or drops it, and says nothing in time.",
     Down.TLS: "TLS did not come about: mind sslmode, the certificates and who may read them.",
     Down.PASSWORD_FILE: "The password file cannot be read: mind its path, owner and mode.",
+    Down.PASSWORD_COMMAND: "The command for the password failed: run it as the exporter's user.",
     Down.INVALID_PASSWORD: "The password is wrong, or none was given.",
     Down.INVALID_AUTHORIZATION: "pg_hba.conf has no line for this, or the role may not log in.",
     Down.INVALID_CATALOG_NAME: "There is no database of this name.",

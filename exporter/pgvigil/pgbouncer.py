@@ -10,11 +10,11 @@ from typing import Self
 import psycopg
 from psycopg import pq
 
-from pgvigil.config import Target
 from pgvigil.connect import CONSOLE, NoStartupOptionsError, connect, is_console
 from pgvigil.errors import Down, QueryFailed, Unreachable
 from pgvigil.plan import Facts, Wanted
 from pgvigil.source import CHUNK, NO_ANSWERS, Answers, Ask, Table
+from pgvigil.target import Target
 from pgvigil.wire import Connection, Result, Wire, failed
 
 _PAIRS = {"config": ("key", "value"), "lists": ("list", "items"), "state": ("key", "value")} | {

@@ -8,9 +8,9 @@ from datetime import datetime
 import psycopg
 from psycopg import generators, pq, waiting
 
-from pgvigil.config import Target
 from pgvigil.connect import NoStartupOptionsError, connect
 from pgvigil.errors import Down, QueryFailed, Unreachable, printable
+from pgvigil.target import Target
 
 KINDS = ("backup", "restore_verification", "failover_drill", "integrity_check", "attestation")
 """What may be written down."""

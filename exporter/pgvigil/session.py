@@ -11,7 +11,6 @@ import psycopg
 from psycopg import generators, pq, waiting
 
 from pgvigil import facts
-from pgvigil.config import Target
 from pgvigil.connect import (
     GUARDS,
     LATER,
@@ -25,6 +24,7 @@ from pgvigil.connect import (
 from pgvigil.errors import Down, QueryFailed, Unreachable
 from pgvigil.plan import Facts, Wanted
 from pgvigil.source import CHUNK, NO_ANSWERS, Answers, Ask, Rows
+from pgvigil.target import Target
 from pgvigil.wire import Connection, Wire, failed
 
 _STALE_PREPARED = {"26000", "0A000"}

@@ -14,13 +14,13 @@ import structlog
 from pgvigil import certificate
 from pgvigil.catalogue import Query
 from pgvigil.certificate import Peer
-from pgvigil.config import Target
 from pgvigil.errors import Down, Unreachable
 from pgvigil.kinds import open_source
 from pgvigil.lane import LIFETIME, Layout, Ledger, MakeLayout, Reception, Sheet
 from pgvigil.plan import Facts, Loss, Plan, Refusal, Statement, make_plan, wanted
 from pgvigil.session import Session
 from pgvigil.source import Answers, Ask, Rows, Source
+from pgvigil.target import Target
 
 PATIENCE = 600.0
 """Seconds after the last scrape for which the lane goes on; who is not scraped asks nothing."""

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, Self
 
 from pgvigil.certificate import Peer
-from pgvigil.config import Target
 from pgvigil.errors import QueryFailed
 from pgvigil.plan import Facts, Wanted
+from pgvigil.target import Target
 
 CHUNK = 1000
 """Rows that are handed over at once; bounds memory and the time the loop stands still."""

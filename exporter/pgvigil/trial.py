@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 
 from pgvigil import computed, render
 from pgvigil.catalogue import Query
-from pgvigil.config import Target
 from pgvigil.errors import QueryFailed
 from pgvigil.kinds import open_source
 from pgvigil.plan import Facts, Loss, make_plan, wanted
 from pgvigil.source import Answers, Ask, Rows
+from pgvigil.target import Target
 
 _WIDTH = 40
 """Characters of a value that a table shows."""

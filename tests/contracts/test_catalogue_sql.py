@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 from pgvigil.catalogue import COLUMNS, SUPPORTED, Metric, Needs, Query, load
-from pgvigil.config import COMMANDS
 from pgvigil.own import PREFIXES
+from pgvigil.target import COMMANDS
 
 from lab.statements import Text, Token, relations, texts, tokens, with_queries
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pgvigil import catalogue, cli, grants
 from pgvigil.catalogue import Query
-from pgvigil.config import COMMANDS
 from pgvigil.own import OWN, SCRAPE
+from pgvigil.target import COMMANDS
 
 from lab.authority import Authority
 from lab.cluster import PGVIGIL

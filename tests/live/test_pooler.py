@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from pgvigil.config import Target
 from pgvigil.plan import Wanted
 from pgvigil.session import Session
 from pgvigil.source import Answers, Ask, Rows
+from pgvigil.target import Target
 
 from lab import pgbouncer
 from lab.cluster import Cluster

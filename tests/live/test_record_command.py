@@ -12,9 +12,9 @@ from pathlib import Path
 import psycopg
 import pytest
 from pgvigil import grants, record
-from pgvigil.config import Target
 from pgvigil.errors import Unreachable
 from pgvigil.record import Record
+from pgvigil.target import Target
 
 from lab.ports import free_port
 from lab.postgres import Server

@@ -1,6 +1,7 @@
 """Looks for a password everywhere the exporter might let it slip, over all ways to fail."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
@@ -124,7 +125,28 @@ FORMS: Mapping[str, Callable[[Server, Path], tuple[list[str], dict[str, str]]]] 
         ],
         {},
     ),
+    "a file's password_command": lambda s, d: (
+        [
+            "--config",
+            _config(
+                d,
+                {
+                    "connection": {**_apart(s), "user": "watcher"},
+                    "password_command": [
+                        _program(d / "token", f"cat {_file(d / 'secret', CANARY + chr(10))}")
+                    ],
+                },
+            ),
+        ],
+        {},
+    ),
 }
+
+
+def _program(path: Path, *lines: str) -> str:
+    _file(path, "\n".join(("#!/bin/sh", *lines)))
+    path.chmod(0o700)
+    return str(path)
 
 
 def _file(path: Path, text: str) -> str:
@@ -241,3 +263,45 @@ def test_a_rotated_password_file_is_used_at_the_next_connection(
         secret.unlink()
         server.restart()
         assert exporter.scrape().reason == "password_file"
+
+
+def test_a_rotated_password_of_a_command_costs_no_scrape(
+    fresh_server: Start, tmp_path: Path
+) -> None:
+    server = fresh_server()
+    server.execute("create role watcher login password 'old'")
+    secret, asked = tmp_path / "secret", tmp_path / "asked"
+    _file(secret, "old\n")
+    asked.touch()
+    program = _program(tmp_path / "token", f"echo >> {asked}", f"cat {secret}")
+    target = {
+        "connection": {**_apart(server), "user": "watcher"},
+        "password_command": [program],
+        "password_lifetime": "1h",
+    }
+    with Exporter("--config", _config(tmp_path, target)) as exporter:
+        assert exporter.scrape().value("pg_up") == 1
+        server.execute("alter role watcher password 'new'")
+        _file(secret, "new\n")
+        server.restart()
+        # What was asked for a moment ago is not asked for again at once.
+        page = exporter.scrape()
+        while page.reason == "invalid_password":
+            time.sleep(1)
+            page = exporter.scrape()
+        assert page.value("pg_up") == 1
+        assert asked.read_text() == "\n\n"
+
+
+def test_a_command_that_fails_shows_nothing_of_what_it_writes(
+    server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "canary").write_text(CANARY)
+    for number, last in enumerate(("exit 3", "kill -9 $$", "yes kanarienvogel", r"printf '\000'")):
+        lines = (f"cat {tmp_path}/canary", f"cat {tmp_path}/canary >&2", last)
+        command = [_program(tmp_path / f"token{number}", *lines)]
+        connection = {**_apart(server), "user": "watcher"}
+        config = _config(tmp_path, {"connection": connection, "password_command": command})
+        with Exporter("--config", config, "--log-level", "debug") as exporter:
+            assert exporter.scrape().reason == "password_command"
+            assert_silent(exporter)

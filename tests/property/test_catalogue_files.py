@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from pgvigil import about, catalogue, documents, ranking, reference, render
 from pgvigil.catalogue import Query
 from pgvigil.collect import Collector, Scrape
-from pgvigil.config import Target
 from pgvigil.errors import Refused
 from pgvigil.plan import Extension, Facts, Statement, make_plan, wanted
+from pgvigil.target import Target
 
 from lab.exporter import Page
 from lab.results import INT8, TEXT, Column, rows

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from pgvigil import about, ranking, render
 from pgvigil.catalogue import Top
 from pgvigil.collect import Collector, Scrape
-from pgvigil.config import Target
 from pgvigil.fleet import Fleet
 from pgvigil.plan import Statement
 from pgvigil.render import Sheet
 from pgvigil.source import Rows
+from pgvigil.target import Target
 
 from lab.cluster import PGVIGIL
 from lab.exporter import Exporter, Page
