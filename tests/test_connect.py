@@ -118,7 +118,7 @@ from pgvigil import connect
 async def once():
     try:
         async with asyncio.timeout(0.1):
-            await connect._look_up("slow")
+            await connect.look_up("slow")
     except TimeoutError:
         print("too late")
 asyncio.run(once())

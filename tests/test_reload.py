@@ -181,7 +181,7 @@ def test_a_file_that_changes_is_seen_though_only_a_link_leads_to_it(tmp_path: Pa
 
     async def change() -> None:
         reloader = Reloader(read, Fleet(), watched)
-        watching = asyncio.create_task(reloader.watch(every=0.01))
+        watching = asyncio.create_task(reloader.watch(always=True, every=0.01))
         await asyncio.sleep(0.05)
         assert reads == 0
         (tmp_path / "new").symlink_to("v2")

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import pytest
 from pgvigil import catalogue, landing, standards, verdict
 from pgvigil.collect import Collector, Scrape
-from pgvigil.config import Target
 from pgvigil.expected import completed
 from pgvigil.lane import Sheet as LaneSheet
 from pgvigil.plan import Facts
 from pgvigil.render import Family, Layout, Sheet, headers
 from pgvigil.standards import Objective
+from pgvigil.target import Target
 from pgvigil.verdict import MEASURES, Measure
 
 from lab import rules

@@ -77,6 +77,17 @@ def ourselves(fleet: Fleet) -> Iterator[Family]:
     yield _family("pgvigil_build_info", (), [(labels, 1)])
     shard = _pairs(("shard", str(fleet.shard.ordinal)), ("shards", str(fleet.shard.shards)))
     yield _family("pgvigil_targets", (), [(shard, len(fleet.collectors))])
+    yield _family("pgvigil_hosts", (), [(b"", len(fleet.hosts))])
+    sources = [(_pairs(("source", url)), of) for url, of in fleet.sources.items()]
+    for name, values in (
+        ("pgvigil_discovery_targets", [(pairs, len(of.members)) for pairs, of in sources]),
+        ("pgvigil_discovery_failures_total", [(pairs, of.failures) for pairs, of in sources]),
+        (
+            "pgvigil_discovery_last_success_timestamp_seconds",
+            [(pairs, round(of.succeeded_at, 3)) for pairs, of in sources],
+        ),
+    ):
+        yield _family(name, (), values)
     yield _family("pgvigil_config_last_reload_successful", (), [(b"", fleet.reloaded)])
     yield _family(
         "pgvigil_config_last_reload_success_timestamp_seconds",

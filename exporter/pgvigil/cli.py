@@ -33,6 +33,7 @@ from pgvigil import (
     web,
 )
 from pgvigil.config import Settings, Told
+from pgvigil.discovery import Discovery
 from pgvigil.door import Door
 from pgvigil.errors import DrillFailed, Problem, QueryFailed, Refused, Unreachable, printable
 from pgvigil.fleet import Fleet
@@ -152,7 +153,14 @@ async def _serving(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reloader.begin)
-    watching = loop.create_task(reloader.watch()) if told.watch_config else None
+    beside = [
+        loop.create_task(work)
+        for work in (
+            reloader.watch(always=told.watch_config),
+            fleet.keep(),
+            Discovery(fleet).run(),
+        )
+    ]
     announce()  # not before: who reads it may end us at once
 
     async def stopped() -> None:
@@ -163,8 +171,8 @@ async def _serving(
     try:
         await serve.run(application, door, stopped)
     finally:
-        if watching:
-            watching.cancel()
+        for task in beside:
+            task.cancel()
         await reloader.close()
         await fleet.close()
 

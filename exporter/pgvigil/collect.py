@@ -185,6 +185,12 @@ class Collector:
         now = asyncio.get_running_loop().time()
         return bool(self._asked) and now - self._asked[-1] <= 3 * self.interval
 
+    @property
+    def idle(self) -> float:
+        """Seconds since the last request."""
+        now = asyncio.get_running_loop().time()
+        return now - self._asked[-1] if self._asked else 0.0
+
     def overdue(self) -> float:
         """Seconds for which scrapes have been hanging; 0 while they end in time."""
         since = self._hung_since

@@ -39,6 +39,8 @@ class Cluster(NamedTuple):
     url: str
     """Of a member's REST API."""
     module: str
+    name: str
+    """What the members' names begin with; empty for what Patroni calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,7 @@ def _listed(
         if {"url", "auth_module"} <= raw.keys():
             keys = "discovery", "patroni", position, "auth_module"
             listing.module(keys, raw["auth_module"], modules)
-            clusters.append(Cluster(raw["url"], raw["auth_module"]))
+            clusters.append(Cluster(raw["url"], raw["auth_module"], raw.get("cluster", "")))
     return replace(
         settings,
         targets=targets,

@@ -15,6 +15,7 @@ from psycopg import pq
 from pgvigil import password
 from pgvigil.dsn import libpq_defaults
 from pgvigil.errors import DOWN_BY_SQLSTATE, Down, Unreachable
+from pgvigil.hosts import Allowed
 from pgvigil.target import Target
 
 if pq.version() < 170000:
@@ -116,13 +117,15 @@ async def connect(target: Target, deadline: float, *, guarded: bool) -> pq.abc.P
             text = f"{target.password_command[0]} did not tell the password in time"
             raise Unreachable(Down.PASSWORD_COMMAND, text) from None
         try:
-            return await _connect(given, deadline, guarded=guarded)
+            return await _connect(given, target.allowed, deadline, guarded=guarded)
         except Unreachable as error:
             if error.reason not in _REFUSED or not password.refused(target, given):
                 raise
 
 
-async def _connect(given: Mapping[str, str], deadline: float, *, guarded: bool) -> pq.abc.PGconn:
+async def _connect(
+    given: Mapping[str, str], allowed: Allowed | None, deadline: float, *, guarded: bool
+) -> pq.abc.PGconn:
     """The same, with these keywords of libpq's."""
     parameters = {"application_name": "pgvigil", **_TRANSPORT, **given, "client_encoding": "UTF8"}
     if guarded:
@@ -133,7 +136,7 @@ async def _connect(given: Mapping[str, str], deadline: float, *, guarded: bool) 
         parameters["options"] = f"{given.get('options', '')} {settings}".strip()
     try:
         async with asyncio.timeout_at(deadline):
-            attempts = await _attempts(parameters)
+            attempts = await _attempts(parameters, allowed)
     except TimeoutError:
         raise Unreachable(Down.TIMEOUT, "the host's name was not looked up in time") from None
     clock = asyncio.get_running_loop().time
@@ -153,17 +156,18 @@ async def _connect(given: Mapping[str, str], deadline: float, *, guarded: bool) 
     raise failure
 
 
-async def _attempts(parameters: Mapping[str, str]) -> list[dict[str, str]]:
+async def _attempts(parameters: Mapping[str, str], allowed: Allowed | None) -> list[dict[str, str]]:
     """One set of parameters for each address of each host, in order.
 
-    Names are looked up here because libpq would stop the event loop for it.
+    Names are looked up here because libpq would stop the event loop for it; and so that what is
+    looked at is what is connected to, where only some addresses are allowed.
     """
     defaults = libpq_defaults()
     if "service" in parameters:
         return [dict(parameters)]  # its file may name the host; libpq alone reads it
     hosts = (parameters.get("host") or defaults.get("host") or "").split(",")
     ports = (parameters.get("port") or defaults.get("port") or "5432").split(",")
-    if parameters.get("hostaddr") or defaults.get("hostaddr"):
+    if not allowed and (parameters.get("hostaddr") or defaults.get("hostaddr")):
         return [dict(parameters)]
     ports = ports * len(hosts) if len(ports) == 1 else ports
     attempts: list[dict[str, str]] = []
@@ -174,10 +178,13 @@ async def _attempts(parameters: Mapping[str, str]) -> list[dict[str, str]]:
             attempts.append(here)
             continue
         try:
-            addresses = await _look_up(host)
+            addresses = await look_up(host)
         except (OSError, UnicodeError):
             unknown.append(host)
             continue
+        if allowed and not (addresses := [of for of in addresses if allowed.reached(of)]):
+            detail = f"no address of {host} is one that allow_hosts has"
+            raise Unreachable(Down.HOST_UNKNOWN, detail)
         attempts += ({**here, "hostaddr": address} for address in addresses)
     if not attempts:
         raise Unreachable(Down.HOST_UNKNOWN, f"no address is known for {', '.join(unknown)}")
@@ -188,7 +195,7 @@ async def _attempts(parameters: Mapping[str, str]) -> list[dict[str, str]]:
     return attempts
 
 
-async def _look_up(host: str) -> Sequence[str]:
+async def look_up(host: str) -> Sequence[str]:
     """The addresses of a host; raises OSError or UnicodeError where there are none.
 
     Who asks for a name that is being looked up waits for the same answer. asyncio's own way has

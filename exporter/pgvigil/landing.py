@@ -216,7 +216,7 @@ def _failing(collector: Collector) -> list[Query]:
 def _target(collector: Collector, several: bool) -> str:
     last, facts = collector.last, collector.facts
     name = escape(collector.target.name)
-    if several:
+    if several and not collector.target.allowed:
         name = f"<a href='/probe?target={quote(collector.target.name)}'>{name}</a>"
     if last is None:
         state = "<span class=unknown>not scraped yet</span>"

@@ -258,6 +258,26 @@ PROCESS = (
         ("shard", "shards"),
         "Targets that this process keeps, with its shard, counted from 0, and how many there are.",
     ),
+    Own("pgvigil_hosts", "gauge", (), "Hosts that are watched because requests have named them."),
+    Own(
+        "pgvigil_discovery_targets",
+        "gauge",
+        ("source",),
+        "Members of the cluster that the source last told of, those of other shards included.",
+    ),
+    Own(
+        "pgvigil_discovery_failures_total",
+        "counter",
+        ("source",),
+        "Times that a source has not told of its cluster's members; those last told of are kept.",
+    ),
+    Own(
+        "pgvigil_discovery_last_success_timestamp_seconds",
+        "gauge",
+        ("source",),
+        "When a source last told of its cluster's members, in seconds since the epoch; 0 for "
+        "never.",
+    ),
     Own(
         "pgvigil_config_last_reload_successful",
         "gauge",

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import glob
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,11 +49,16 @@ class Reloader:
             task.add_done_callback(self._running.discard)
         return self._next
 
-    async def watch(self, *, every: float = LOOK) -> None:
-        """Begin a reload whenever a file has changed; for ever."""
+    async def watch(self, *, always: bool, every: float = LOOK) -> None:
+        """Begin a reload whenever a file has changed; for ever.
+
+        Unless it is `always` so, only while the configuration has targets discovered in files.
+        """
         known = self._state()
         while True:
             await asyncio.sleep(every)
+            if not always and not self._settings.patterns:
+                continue
             if (state := self._state()) != known:
                 known = state
                 await asyncio.shield(self.begin())
@@ -92,6 +98,8 @@ class Reloader:
         for folder in self._settings.catalogue:
             with contextlib.suppress(OSError):  # it is a file, or is gone
                 paths.update(folder.iterdir())
+        for pattern in self._settings.patterns:
+            paths.update(map(Path, glob.glob(pattern)))
         return tuple(sorted(_look(path) for path in paths))
 
 

@@ -24,7 +24,7 @@ from pgvigil.config import Address
 from pgvigil.credentials import Credentials, Verdict
 from pgvigil.door import Door, Guest, Stage, Why
 from pgvigil.errors import Problem
-from pgvigil.fleet import Fleet
+from pgvigil.fleet import Fleet, Turned
 from pgvigil.web import Denied, Web
 
 _pack: Any = zlib.compressobj
@@ -224,13 +224,19 @@ class Application:
         if self._fleet.alone:
             (collector,) = self._fleet.collectors.values()
             return await self._scrape(request, collector)
-        overview = about.overview(self._fleet.collectors.values())
+        overview = about.overview(self._fleet.everyone())
         return _metrics_answer([*self._ourselves(), *overview], request)
 
     async def _probe(self, request: "_Request") -> Answer:
         collector = self._chosen(request)
         if collector is None:
-            return self._unknown(request, "no such target; /probe?target=NAME knows ")
+            named = request.query("target") or "", request.query("auth_module")
+            made = self._fleet.host(*named)
+            if made is None:
+                return self._unknown(request, "no such target; /probe?target=NAME knows ")
+            if isinstance(made, Turned):
+                return _plain(made.status, made.text)
+            collector = made
         return await self._scrape(request, collector)
 
     async def _scrape(self, request: "_Request", collector: Collector) -> Answer:
@@ -269,7 +275,7 @@ class Application:
 
     async def _alive(self, _: "_Request") -> Answer:
         # A database's state would be somebody else's; and a loop that stands still says nothing.
-        hung = watch.hanging(self._fleet.collectors.values())
+        hung = watch.hanging(self._fleet.everyone())
         if hung and self.web and self.web.rules.users:
             hung = "the page for people says what"  # which names a target, to who may know
         return _plain(503, f"everything hangs: {hung}") if hung else _plain(200, "ok")
@@ -291,7 +297,7 @@ class Application:
         return _plain(status, f"{facts.role}, seen {age:.0f} s ago")
 
     async def _landing(self, _: "_Request") -> Answer:
-        collectors = list(self._fleet.collectors.values())
+        collectors = list(self._fleet.everyone())
         page = landing.page(collectors, several=not self._fleet.alone)
         return Answer(200, "text/html; charset=utf-8", [page.encode()])
 
@@ -307,7 +313,7 @@ class Application:
     def _chosen(self, request: "_Request") -> Collector | None:
         name = request.query("target")
         if name is None and self._fleet.alone:
-            return next(iter(self._fleet.collectors.values()))
+            return next(iter(self._fleet.everyone()))
         return self._fleet.collectors.get(name or "")
 
 

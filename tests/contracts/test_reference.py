@@ -98,7 +98,12 @@ def test_the_exporters_own_metrics_are_what_its_pages_hold(server: Server, tmp_p
         "pooler": {"kind": "pgbouncer", "connection": nowhere},
         **{kind: {"kind": kind, "command": [f"/nowhere/{kind}"]} for kind in COMMANDS},
     }
-    (tmp_path / "pgvigil.yml").write_text(json.dumps({"targets": targets}))  # JSON is YAML
+    document = {
+        "targets": targets,
+        "auth_modules": {"reader": {"connection": {"user": "pgvigil"}}},
+        "discovery": {"patroni": [{"url": "http://127.0.0.1:1", "auth_module": "reader"}]},
+    }
+    (tmp_path / "pgvigil.yml").write_text(json.dumps(document))  # JSON is YAML
     (tmp_path / "own.yml").write_text(ODD_QUERIES)
 
     authority = Authority(tmp_path)

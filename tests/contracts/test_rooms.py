@@ -60,6 +60,7 @@ ORDER = (
     "latency",
     "computed",
     "fleet",
+    "discovery",
     "reload",
     "coverage",
     "about",

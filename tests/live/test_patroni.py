@@ -1,6 +1,7 @@
 """Breaks real Patroni clusters of two versions, and has a real Prometheus see it by our rules."""
 
 import contextlib
+import json
 import os
 import re
 import time
@@ -98,6 +99,37 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         finally:
             for exporter in exporters.values():
                 exporter.stop()
+
+
+def test_the_members_that_patroni_tells_of_are_watched(scene: Scene, tmp_path: Path) -> None:
+    document = {
+        "auth_modules": {"reader": {"connection": {**PGVIGIL.login, "dbname": "postgres"}}},
+        "discovery": {
+            "patroni": [
+                {
+                    "url": f"http://127.0.0.1:{member.rest_port}",
+                    "auth_module": "reader",
+                    "cluster": pair.scope,
+                }
+                for pair in scene.pairs
+                for member in pair.members
+            ]
+        },
+    }
+    (tmp_path / "pgvigil.yml").write_text(json.dumps(document))
+    with Exporter("--config", f"{tmp_path}/pgvigil.yml") as exporter:
+        end = time.monotonic() + 60
+        while exporter.scrape().value("pgvigil_targets") < 4:
+            assert time.monotonic() < end, exporter.log
+            time.sleep(0.1)
+        for pair in scene.pairs:
+            roles = [
+                exporter.scrape(f"{pair.scope}-{member.name}").value("pg_in_recovery")
+                for member in pair.members
+            ]
+            assert sorted(roles) == [0, 1]
+        failures = exporter.scrape().series("pgvigil_discovery_failures_total")
+        assert list(failures.values()) == [0] * 4
 
 
 def agreed(scene: Scene, pair: Pair) -> tuple[Member, int]:
