@@ -57,8 +57,9 @@ def _held_back(stage: Stage) -> Iterator[None]:
 @contextlib.contextmanager
 def _aged(stage: Stage) -> Iterator[None]:
     """No vacuum can freeze what a prepared transaction may still see."""
+    # Before the transaction: a slot is made when all that run then have ended.
+    stage.execute("select pg_create_logical_replication_slot('forgotten', 'test_decoding')")
     with _prepared(stage):
-        stage.execute("select pg_create_logical_replication_slot('forgotten', 'test_decoding')")
         _burn(stage, 180_000)
         yield
         stage.execute("select pg_drop_replication_slot('forgotten')")
