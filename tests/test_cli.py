@@ -84,7 +84,7 @@ def test_check_counts_the_queries_of_ones_own(tmp_path: Path) -> None:
 
 FAULTS = """\
 {folder}/pgvigil.yml:1: unknown key 'listne'; did you mean 'listen'? \
-(known here: catalogue, listen, targets)
+(known here: allow_hosts, auth_modules, catalogue, discovery, listen, max_hosts, targets)
 {folder}/pgvigil.yml:3: targets.a.pooler must be true or false, not a number (true when a \
 transaction pooler such as PgBouncer stands between; detected when absent)
 {folder}/own.yml:1: a lacks the key 'why' (what goes wrong for whom when nobody looks at this)

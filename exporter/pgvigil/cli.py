@@ -5,16 +5,13 @@ import asyncio
 import difflib
 import gc
 import json
-import logging
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import structlog
 
@@ -28,6 +25,8 @@ from pgvigil import (
     expected,
     grants,
     job,
+    logs,
+    options,
     record,
     serve,
     web,
@@ -58,13 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (it failed) or 2 (it was refused)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     words, command = _apart(words)
-    told = _parser(words).parse_args(words, argparse.Namespace(command=command))
+    known = options.parser(words, _COMMANDS)
+    told = known.parse_args(words, argparse.Namespace(command=command))
     if told.dsn and dsn.has_password(told.dsn):
         _hide(words, command, told.dsn)
     told.environment = dict(os.environ)
     # libpq would take the user's name; a monitoring role has no database of its own.
     os.environ.setdefault("PGDATABASE", "postgres")
-    _log_to_stderr(told.log_level)
+    logs.to_stderr(told.log_level)
     try:
         code: int = told.run(told)
     except Refused as error:
@@ -495,201 +495,16 @@ def _unknown(settings: Settings, queries: Sequence[catalogue.Query]) -> Iterator
                 yield Problem(f"target {target.name}", None, text)
 
 
-def _log_to_stderr(level: str) -> None:
-    """Readable lines on a terminal, JSON elsewhere; the libraries' own words go the same way."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    last: structlog.typing.Processor = structlog.processors.JSONRenderer()
-    if sys.stderr.isatty():
-        # Tracebacks without local variables: one of them may be a password.
-        last = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    else:
-        shared.append(structlog.processors.format_exc_info)
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
-        )
-    )
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Refuses a command line without showing the password that may stand in it."""
-
-    def error(self, message: str) -> NoReturn:
-        """End with 2; what begins like a connection string or a password is cut."""
-        super().error(_SECRET.sub("... (not shown: it may hold a password)", message))
-
-
-_SECRET = re.compile(r"\S*(?:://|pass\w*[\s=]).*", re.I | re.S)
-
-
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="pgvigil", description="Watch PostgreSQL for Prometheus.", allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=f"pgvigil {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    whom = _Parser(add_help=False, allow_abbrev=False)
-    whom.add_argument("--config", type=Path, help="YAML file with targets (or PGVIGIL_CONFIG)")
-    whom.add_argument(
-        "--dsn",
-        help="connection string or URI of one target (or PGVIGIL_DSN, where a password belongs); "
-        "without it, libpq's own environment and files say whom to watch",
-    )
-    common = _Parser(add_help=False, allow_abbrev=False, parents=[whom])
-    common.add_argument(
-        "--catalogue",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="file or folder with queries of your own; may be given more than once",
-    )
-    for word, text in (
-        ("enable", "run an area or query that is opt-in (or PGVIGIL_ENABLE, with spaces between)"),
-        ("disable", "leave out an area or query (or PGVIGIL_DISABLE)"),
-    ):
-        common.add_argument(
-            f"--{word}",
-            action="append",
-            default=[],
-            metavar="NAME",
-            help=f"on every target, {text}; may be given more than once",
-        )
-    common.add_argument(
-        "--listen", metavar="ADDRESS:PORT", help=f"where to serve (default {config.DEFAULT_LISTEN})"
-    )
-    common.add_argument(
-        "--shard",
-        metavar="I/N",
-        help="keep only the targets of part I of N, counted from 0; NAME-I/N will do, such as a "
-        "pod's name (or PGVIGIL_SHARD)",
-    )
-    common.add_argument(
-        "--log-level",
-        choices=("debug", "info", "warning", "error"),
-        default="info",
-        help="what to log (default info)",
-    )
-
-    def command(name: str, run: object, text: str, *parents: _Parser) -> _Parser:
-        made = commands.add_parser(
-            name, help=text, description=text, parents=parents, allow_abbrev=False
-        )
-        made.set_defaults(run=run, dsn=None, log_level="info")
-        if name == "serve":
-            made.add_argument(
-                "--web-reload",
-                action="store_true",
-                help="let POST /-/reload read configuration and catalogue anew, as SIGHUP does",
-            )
-            made.add_argument(
-                "--watch-config",
-                action="store_true",
-                help="read them anew when their files change, too; looks every 30 s",
-            )
-        if name == "explain":
-            made.add_argument("--target", help="only this target of the configuration")
-            made.add_argument(
-                "--no-sql", dest="sql", action="store_false", help="leave out the statements"
-            )
-        if name == "reference":
-            made.add_argument(
-                "--catalogue",
-                type=Path,
-                action="append",
-                default=[],
-                metavar="PATH",
-                help="file or folder with queries of your own; may be given more than once",
-            )
-            made.add_argument(
-                "--standards", action="store_true", help="the standards in place of the metrics"
-            )
-        if name == "query":
-            made.add_argument("name", help="the query, such as activity.sessions or one of yours")
-            made.add_argument("--target", help="which of the configuration; the first when absent")
-            made.add_argument("--database", help="where; the connected one when absent")
-            made.add_argument("--sql", action="store_true", help="show the statement as well")
-            made.add_argument(
-                "--rows", type=int, default=50, help="the most rows to show (default %(default)s)"
-            )
-        if name == "grants":
-            made.add_argument(
-                "--role", default=grants.DEFAULT_ROLE, help="its name (default %(default)s)"
-            )
-            for part, text in grants.PARTS.items():
-                made.add_argument(f"--{part}", action="store_true", help=f"instead, {text}")
-            made.add_argument("--all", action="store_true", help="the role and all of these")
-            made.add_argument(
-                "--record-role",
-                default=grants.DEFAULT_RECORD_ROLE,
-                help="the role that may add to the record (default %(default)s)",
-            )
-        if name == "record":
-            entry.words(made)
-        return made
-
-    doors = _Parser(add_help=False, allow_abbrev=False)
-    doors.add_argument(
-        "--web-config",
-        "--web.config.file",
-        type=Path,
-        metavar="FILE",
-        help="YAML file with TLS, users and headers, as Prometheus' exporters take it "
-        "(or PGVIGIL_WEB_CONFIG)",
-    )
-    command("serve", _serve, "Serve the metrics of one or more servers.", common, doors)
-    command("alive", _alive, "Ask the exporter with these settings whether it lives.", common)
-    command(
-        "check", _check, "Check configuration and catalogue, without any server.", common, doors
-    )
-    command(
-        "explain", _explain, "Show what would run on a server, what would not, and why.", common
-    )
-    command(
-        "reference", _reference, "Print the reference of all metrics, or standards, as Markdown."
-    )
-    command("query", _query, "Run one query on a server: its rows, and their series.", common)
-    command("grants", _grants, "Print the SQL that makes a role for monitoring.")
-    command("record", _record, "Write down that a backup, a drill or a check was done.", whom)
-    for kind, text in (
-        ("rules", "alert and recording rules"),
-        ("dashboards", "Grafana dashboards"),
-    ):
-        made = command(kind, _hand_out, f"Write the {text} of this version into a folder.")
-        made.set_defaults(kind=kind)
-        made.add_argument(
-            "--out", type=Path, required=True, metavar="DIR", help="the folder; made when absent"
-        )
-        made.add_argument(
-            "--force", action="store_true", help="write over files that say something else"
-        )
-    drill = command("drill", _drill, "Practise what must work one day: a restore.")
-    if "drill" in words[:1]:
-        _drills(drill, whom)
-    return parser
-
-
-def _drills(parser: argparse.ArgumentParser, whom: argparse.ArgumentParser) -> None:
-    """The words of the drills, which bring what the other commands shall not load."""
-    from pgvigil import orders
-
-    kinds = parser.add_subparsers(required=True, metavar="DRILL")
-    text = "Restore a backup beside everything else, start it, look at it, and clean up."
-    restore = kinds.add_parser(
-        "restore", help=text, description=text, parents=[whom], allow_abbrev=False
-    )
-    restore.set_defaults(run=_drill)
-    orders.add_arguments(restore)
+_COMMANDS: Mapping[str, options.Run] = {
+    "serve": _serve,
+    "alive": _alive,
+    "check": _check,
+    "explain": _explain,
+    "reference": _reference,
+    "query": _query,
+    "grants": _grants,
+    "record": _record,
+    "rules": _hand_out,
+    "dashboards": _hand_out,
+    "drill": _drill,
+}

@@ -80,6 +80,8 @@ ORDER = (
     "orders",
     "shipped",
     "alive",
+    "options",
+    "logs",
     "cli",
     "__main__",
 )

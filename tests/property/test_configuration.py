@@ -16,7 +16,7 @@ from unittest.mock import patch
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pgvigil import catalogue, cli, config
+from pgvigil import catalogue, cli, config, logs
 from pgvigil.config import Settings, Told
 from pgvigil.errors import Refused
 
@@ -348,7 +348,7 @@ def run(words: Sequence[str], variables: Mapping[str, str]) -> Outcome:
     with (
         environment(variables),
         patch.object(catalogue, "_shipped", lambda: iter(())),
-        patch.object(cli, "_log_to_stderr"),
+        patch.object(logs, "to_stderr"),
         # What starts anew ends here, with what it comes to.
         patch.object(os, "execv", lambda _, again: sys.exit(cli.main(again[3:]))),
         contextlib.redirect_stdout(told),
