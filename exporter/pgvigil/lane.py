@@ -152,7 +152,6 @@ class Reception:
         alive: Callable[[], None] = lambda: None,
     ) -> None:
         self.asks = [Ask(statement.text, statement.query.timeout) for statement, _ in work]
-        self.answers = Answers(self._rows, self._end)
         self._ledger = ledger
         self._database = database
         self._work = work
@@ -162,6 +161,13 @@ class Reception:
         """The queries that stood in the way of what a standby replays; they may not next time."""
         self._faults: dict[int, QueryFailed] = {}
         self._ended = 0
+
+    @property
+    def answers(self) -> Answers:
+        """What to call with the answers."""
+        # Kept here they would lead back here: all that was written would stay until the garbage
+        # collector comes, which then takes a third of the processor for it.
+        return Answers(self._rows, self._end)
 
     def _rows(self, position: int, rows: Rows) -> None:
         self._alive()
