@@ -2,10 +2,10 @@
 
 import platform
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
+from math import inf
 from weakref import WeakKeyDictionary
 
 from pgvigil import __version__, maintenance
@@ -151,21 +151,23 @@ def _slow_families(collector: Collector, scrape: Scrape) -> list[Family]:
     if not same or any(a is not b for a, b in zip(results, scrape.results, strict=True)):
         merged = []
         for _, group in groupby(scrape.results, key=lambda result: result.statement.query.name):
-            merged += _merged(group)
+            merged += _merged([*group])
         _slow_pages[collector] = scrape.results, merged
     return merged
 
 
-def _merged(results: Iterable[Result]) -> Iterator[Family]:
+def _merged(results: Sequence[Result]) -> Iterable[Family]:
     """The families of one query; those without a sample are left out."""
     merged: dict[Headers, Family] = {}
     for result in results:
         assert isinstance(result.sheet, Sheet)
+        if len(results) == 1:
+            return result.sheet.families
         for family in result.sheet.families:
             if family.chunks:
                 found = merged.setdefault(family.headers, Family(family.headers))
                 found.chunks += family.chunks
-    yield from merged.values()
+    return merged.values()
 
 
 def _of_targets(known: Sequence[tuple[Labels, Collector, Scrape]]) -> Iterator[Family]:
@@ -190,17 +192,20 @@ def _of_queries(collector: Collector, scrape: Scrape) -> Iterator[Family]:
     labels, memo = _constant(collector), _memos.setdefault(collector, {})
     running = collector.running()
     tallies = [
-        (name, _pairs(("query", name)), tally)
+        (name, _query(name), tally)
         for name, tally in collector.ledger.tallies.items()
         if name in running  # not what ran while the server had another role
     ]
-    series = Counter({name: sheet.series for name, sheet in scrape.sheets.items()})
-    ages: dict[str, float] = {}
-    now = time.monotonic()
+    series = {name: sheet.series for name, sheet in scrape.sheets.items()}
+    oldest: dict[str, float] = {}
     for result in scrape.results:
         name = result.statement.query.name
-        series[name] += result.sheet.series
-        ages[name] = max(ages.get(name, 0.0), round(now - result.at, 3))
+        series[name] = series.get(name, 0) + result.sheet.series
+        if result.at < oldest.get(name, inf):
+            oldest[name] = result.at
+    now = time.monotonic()
+    # Many are asked at once, and so are of one age.
+    ages = {at: round(now - at, 3) for at in {*oldest.values()}}
 
     def family(name: str, samples: Sequence[tuple[bytes, float]]) -> Family:
         known = memo.get(name)
@@ -209,7 +214,7 @@ def _of_queries(collector: Collector, scrape: Scrape) -> Iterator[Family]:
         return known[1]
 
     def by_query(name: str, values: Mapping[str, float]) -> Family:
-        return family(name, [(_pairs(("query", query)), value) for query, value in values.items()])
+        return family(name, [(_query(query), value) for query, value in values.items()])
 
     yield family("pgvigil_query_success", [(pairs, int(t.succeeded)) for _, pairs, t in tallies])
     yield family(
@@ -218,7 +223,7 @@ def _of_queries(collector: Collector, scrape: Scrape) -> Iterator[Family]:
     yield family("pgvigil_query_rows", [(pairs, sum(t.rows.values())) for _, pairs, t in tallies])
     yield by_query("pgvigil_query_series", series)
     yield by_query("pgvigil_query_series_left_out", scrape.left_out)
-    yield by_query("pgvigil_query_age_seconds", ages)
+    yield by_query("pgvigil_query_age_seconds", {name: ages[at] for name, at in oldest.items()})
     for name, counts in (
         ("pgvigil_query_failures_total", [(n, t.failures) for n, _, t in tallies if t.failures]),
         (
@@ -296,6 +301,12 @@ def _frame(name: str, constant: Labels) -> tuple[bytes, bytes]:
     if not fixed and not own:
         return start, b" "
     return start + b"{" + fixed + (b"," if fixed and own else b""), b"} "
+
+
+@lru_cache(maxsize=16384)
+def _query(name: str) -> bytes:
+    """The label of a query as it stands in a block."""
+    return pair("query", name)
 
 
 @lru_cache(maxsize=16384)
