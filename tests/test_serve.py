@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 import socket
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from pgvigil import landing, render, serve, standards
 from pgvigil.catalogue import Metric, Needs, Query, Variant
 from pgvigil.collect import Collector, Scrape
 from pgvigil.config import Address
-from pgvigil.errors import QueryFailed
+from pgvigil.errors import Down, QueryFailed
 from pgvigil.fleet import Fleet
 from pgvigil.lane import Tally
 from pgvigil.plan import Facts, Plan, Reason, Refusal, Statement
@@ -473,6 +474,22 @@ def test_the_page_for_people_says_that_all_is_well_until_a_query_fails() -> None
     assert "All is well" not in page
     assert "<td>fails: area.query</td><td>AVL-7: " in page
     assert "availability.md#queryfailing'>" in page
+
+
+def test_of_many_targets_each_has_a_page_for_people_of_its_own() -> None:
+    collectors = [collector_of(f"t{n}") for n in range(landing.FULL + 1)]
+    for collector in collectors:
+        collector.last = Scrape(down=Down.TIMEOUT, ended_at=time.time())
+    application = Application(Fleet(collectors))
+    page = ask(application, "/").text
+    assert page.count("<a href='/?target=t7'>t7</a>") == 2  # what is wrong, and the target
+    assert "<dl>" not in page
+    own = ask(application, "/", query="target=t7").text
+    assert "1 target: 1 down." in own
+    assert "<section id='t7'>" in own
+    assert "t8" not in own
+    assert ask(application, "/", query="target=t77").status == 404
+    assert "<section id='t7'>" in ask(Application(Fleet(collectors[: landing.FULL])), "/").text
 
 
 def test_what_the_page_for_people_leads_to_exists() -> None:

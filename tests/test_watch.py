@@ -190,7 +190,8 @@ def test_livez_fails_when_all_that_is_scraped_has_hung_for_three_intervals(
             assert text.startswith("everything hangs: the scrape of one for 7")
             assert "the scrape of two for 7" in text
             assert "idle" not in text
-            assert "Everything hangs" in landing.page([one, two, idle], several=True)
+            page = await landing.page([one, two, idle], several=True)
+            assert "Everything hangs" in "".join(page)
         assert (await scrape(one, 10)).down == "connection_refused"
         assert await livez() == (200, "ok\n")  # one of them goes on
         clock.ahead += 61  # nobody scrapes any more

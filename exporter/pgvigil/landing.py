@@ -1,5 +1,6 @@
 """Show a person what is wrong and what to do, then each target and what runs there."""
 
+import asyncio
 import base64
 import hashlib
 import time
@@ -10,7 +11,7 @@ from urllib.parse import quote
 
 from pgvigil import __version__, standards, verdict, watch
 from pgvigil.catalogue import Query
-from pgvigil.collect import Collector
+from pgvigil.collect import Collector, Scrape
 from pgvigil.errors import Down
 from pgvigil.slow import shown
 
@@ -67,6 +68,13 @@ td,td.number{border:0;padding:0;text-align:left}dl{grid-template-columns:1fr;gap
 dd{margin:0 0 .4rem}}
 """
 
+FULL = 20
+"""Targets up to which all that runs there stands on the one page; of more, each has its own."""
+_SHOWN = 200
+"""Lines that tell what is wrong; of more a person wants a dashboard."""
+_AT_ONCE = 20
+"""Targets that are judged before the event loop has another turn."""
+
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 POLICY = (
     f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'; "
@@ -91,18 +99,50 @@ class _Trouble(NamedTuple):
     """Seconds since the epoch."""
 
 
-def page(collectors: Sequence[Collector], *, several: bool) -> str:
-    """The whole page as HTML; with `several` targets each has a page of its own."""
-    links = ["/metrics", "/livez", "/readyz"] + (["/sd"] if several else [])
-    sections = "\n".join(_target(collector, several) for collector in collectors)
-    return (
+async def page(collectors: Sequence[Collector], *, several: bool) -> Iterator[str]:
+    """The whole page as HTML, in pieces; with `several` targets each has a page of its own.
+
+    With many it takes long, and others go on meanwhile.
+    """
+    troubles: list[_Trouble] = []
+    for number, collector in enumerate(collectors, 1):
+        troubles += _troubles(collector)
+        if number % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return _pieces(collectors, troubles, several)
+
+
+def _pieces(
+    collectors: Sequence[Collector], troubles: list[_Trouble], several: bool
+) -> Iterator[str]:
+    links = ["/metrics", "/livez", "/readyz"] + (["/", "/sd"] if several else [])
+    yield (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width'>"
         f"<title>pgvigil</title><style>{_STYLE}</style>"
         f"<h1>pgvigil {escape(__version__)}</h1>"
         "<p>PostgreSQL for Prometheus. "
         + " · ".join(f"<a href='{link}'>{link}</a>" for link in links)
-        + f"</p>\n<main>{_hanging(collectors)}{_verdict(collectors)}\n{sections}</main>\n</html>\n"
+        + f"</p>\n<main>{_hanging(collectors)}{_verdict(collectors, troubles)}\n"
+    )
+    if len(collectors) <= FULL:
+        yield "\n".join(_target(collector, several) for collector in collectors)
+    else:
+        yield "<section><h2>Targets</h2><table>"
+        yield "<tr><th scope=col>target<th scope=col>server<th scope=col>last scrape</tr>"
+        yield from map(_line, collectors)
+        yield "</table></section>"
+    yield "</main>\n</html>\n"
+
+
+def _line(collector: Collector) -> str:
+    """A target among many."""
+    name, facts, last = collector.target.name, collector.facts, collector.last
+    server = f"{escape(facts.server)}{f', {facts.role}' if facts.role else ''}" if facts else ""
+    return (
+        f"<tr><td><a href='/?target={quote(name)}'>{escape(name)}</a>{_state(collector)}</td>"
+        f"<td>{server}<small>{escape(collector.target.address)}</small></td>"
+        f"<td>{_scraped(last) if last else ''}</td></tr>"
     )
 
 
@@ -111,14 +151,13 @@ def _hanging(collectors: Sequence[Collector]) -> str:
     return f"<p class=down>Everything hangs, and /livez fails: {escape(hung)}</p>" if hung else ""
 
 
-def _verdict(collectors: Sequence[Collector]) -> str:
+def _verdict(collectors: Sequence[Collector], troubles: list[_Trouble]) -> str:
     """How many are well, and one line for each standard that is not kept."""
     seen = [collector for collector in collectors if collector.last]
     up = sum(bool(collector.last and collector.last.up) for collector in seen)
     count = f"{len(collectors)} target{'' if len(collectors) == 1 else 's'}"
     parts = [(up, "up"), (len(seen) - up, "down"), (len(collectors) - len(seen), "not scraped yet")]
     counted = ", ".join(f"{number} {word}" for number, word in parts if number)
-    troubles = [trouble for collector in seen for trouble in _troubles(collector)]
     troubles.sort(key=lambda of: (of.severity != "page", of.alert != "DatabaseDown"))
     rules = (
         "<small>As the last scrape tells. An alert waits until it lasts; what needs history, or "
@@ -129,7 +168,10 @@ def _verdict(collectors: Sequence[Collector]) -> str:
         verdict = "All is well, as far as this page sees" if seen else "Nothing is known yet"
         kind = " class=well" if seen else ""
         return f"<section{kind}><h2>{verdict}</h2>{told}{rules}</section>"
-    rows = "".join(map(_row, troubles))
+    place = "#" if len(collectors) <= FULL else "/?target="
+    rows = "".join(_row(trouble, place) for trouble in troubles[:_SHOWN])
+    if len(troubles) > _SHOWN:
+        told += f"<p>The first {_SHOWN} of {len(troubles)} are shown.</p>"
     head = (
         "<tr><th scope=col>target<th scope=col>what<th scope=col>standard<th scope=col>what to do"
     )
@@ -172,13 +214,13 @@ def _troubles(collector: Collector) -> Iterator[_Trouble]:
         yield _Trouble(name, what, "AVL-7", "DatabasesNotVisited")
 
 
-def _row(trouble: _Trouble) -> str:
+def _row(trouble: _Trouble, place: str) -> str:
     standard = standards.ours()[trouble.standard]
     since = f"<small>for {_lasting(time.time() - trouble.since)}</small>" if trouble.since else ""
     runbook = f"{RUNBOOKS}/{trouble.area}.md#{trouble.alert.lower()}"
     more = f"; {trouble.more}" if trouble.more else ""
     return (
-        f"<tr><td><a href='#{quote(trouble.target)}'>{escape(trouble.target)}</a></td>"
+        f"<tr><td><a href='{place}{quote(trouble.target)}'>{escape(trouble.target)}</a></td>"
         f"<td>{escape(trouble.what)}{since}</td>"
         f"<td>{standard.id}: {escape(standard.title)}"
         f"<small>{escape(standard.objective)}{more}</small></td>"
@@ -203,14 +245,12 @@ def _lasting(seconds: float) -> str:
 
 def _failing(collector: Collector) -> list[Query]:
     """Queries that run on the server and gave no result the last time."""
-    resting = {name for name, _ in collector.ledger.resting()}
-    running = collector.running() - resting
     tallies = collector.ledger.tallies
-    return [
-        query
-        for query in collector.queries
-        if query.name in running and query.name in tallies and tallies[query.name].failing
-    ]
+    failing = {name for name, tally in tallies.items() if tally.failing}
+    if not failing:
+        return []
+    failing &= collector.running() - {name for name, _ in collector.ledger.resting()}
+    return [query for query in collector.queries if query.name in failing]
 
 
 def _target(collector: Collector, several: bool) -> str:
@@ -218,12 +258,6 @@ def _target(collector: Collector, several: bool) -> str:
     name = escape(collector.target.name)
     if several and not collector.target.allowed:
         name = f"<a href='/probe?target={quote(collector.target.name)}'>{name}</a>"
-    if last is None:
-        state = "<span class=unknown>not scraped yet</span>"
-    elif last.up:
-        state = "<span class=up>up</span>"
-    else:
-        state = "<span class=down>down</span>"
     known = [("address", escape(collector.target.address))]
     if last and not last.up and last.down:
         known.append(("why", f"<b>{last.down}</b>: {_ADVICE[last.down]}"))
@@ -238,13 +272,25 @@ def _target(collector: Collector, several: bool) -> str:
         words += ["TLS" if collector.tls else "no TLS"]
         known.append(("connected as", ", ".join(words)))
     if last:
-        known.append(("last scrape", f"{_ago(last.ended_at)}, took {last.seconds * 1000:.0f} ms"))
+        known.append(("last scrape", _scraped(last)))
         known += [("standards", _standards(collector))] if last.up else []
     rows = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in known)
     return (
-        f"<section id='{quote(collector.target.name)}'><h2>{name}{state}</h2><dl>{rows}</dl>"
+        f"<section id='{quote(collector.target.name)}'><h2>{name}{_state(collector)}</h2>"
+        f"<dl>{rows}</dl>"
         f"{_running(collector)}{_refused(collector)}{_databases(collector)}</section>"
     )
+
+
+def _state(collector: Collector) -> str:
+    if collector.last is None:
+        return "<span class=unknown>not scraped yet</span>"
+    word = "up" if collector.last.up else "down"
+    return f"<span class={word}>{word}</span>"
+
+
+def _scraped(last: Scrape) -> str:
+    return f"{_ago(last.ended_at)}, took {last.seconds * 1000:.0f} ms"
 
 
 def _standards(collector: Collector) -> str:

@@ -296,10 +296,14 @@ class Application:
         status = 200 if facts.role == role else 503
         return _plain(status, f"{facts.role}, seen {age:.0f} s ago")
 
-    async def _landing(self, _: "_Request") -> Answer:
+    async def _landing(self, request: "_Request") -> Answer:
         collectors = list(self._fleet.everyone())
-        page = landing.page(collectors, several=not self._fleet.alone)
-        return Answer(200, "text/html; charset=utf-8", [page.encode()])
+        if name := request.query("target"):
+            collectors = [of for of in collectors if of.target.name == name]
+            if not collectors:
+                return self._unknown(request, "no such target; /?target=NAME knows ")
+        page = await landing.page(collectors, several=not self._fleet.alone)
+        return Answer(200, "text/html; charset=utf-8", (piece.encode() for piece in page))
 
     def _unknown(self, request: "_Request", text: str) -> Answer:
         if shard := self._fleet.elsewhere(request.query("target") or ""):
