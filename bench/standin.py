@@ -177,6 +177,9 @@ class _Client(asyncio.Protocol):
         """A client has come."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        # asyncio does so for sockets that name their protocol, which an accepted one does not.
+        line = transport.get_extra_info("socket")
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
         """Answer what is complete; a client that is not understood is left."""
