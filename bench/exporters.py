@@ -26,7 +26,7 @@ HEADERS = {
     "Accept-Encoding": "gzip",
     "User-Agent": "Prometheus/3.5.0",
 }
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 
 
 class Page(NamedTuple):
