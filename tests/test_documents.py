@@ -119,7 +119,9 @@ def test_a_wrong_type_is_told_with_what_belongs_there() -> None:
 
 
 def test_an_unknown_key_is_told_with_the_one_that_was_meant() -> None:
-    told = "(known here: catalogue, listen, targets)"
+    told = (
+        "(known here: allow_hosts, auth_modules, catalogue, discovery, listen, max_hosts, targets)"
+    )
     assert faults('lsiten: ":1"\nzzz: 1') == [
         f"f.yml:1: unknown key 'lsiten'; did you mean 'listen'? {told}",
         f"f.yml:2: unknown key 'zzz' {told}",
