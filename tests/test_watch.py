@@ -134,16 +134,15 @@ def test_a_request_joins_a_scrape_that_is_not_overdue() -> None:
 
 @pytest.mark.parametrize("major", [17])
 def test_what_hangs_in_a_session_loses_it_and_the_next_scrape_has_another(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster,
 ) -> None:
     """The server counts: no connection of the hung scrape is left."""
 
     async def hung_and_after() -> None:
-        monkeypatch.setattr(collect, "GRACE", 0.05)
         dsn = cluster.primary.conninfo(**PGVIGIL.login, application_name="hung")
         collector = Collector(Target("main", parameters(dsn)), (), Layout)
         assert (await scrape(collector, 10)).up
-        with patch.object(Session, "ask", hang):
+        with patch.object(Session, "ask", hang), patch.object(collect, "GRACE", 0.05):
             assert not (await scrape(collector)).up
             await asyncio.sleep(0.1)
         assert (await scrape(collector, 10)).up
