@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,8 @@ class _Board:
             number, y = number + 1, y + 1
             for line in _lines(row["panels"]):
                 x, height = 0, max(_height(panel) for panel in line)
-                for panel in line:
-                    place = {"h": height, "w": _width(panel), "x": x, "y": y}
+                for panel, width in zip(line, _stretched(line), strict=True):
+                    place = {"h": height, "w": width, "x": x, "y": y}
                     yield {"id": number, **self._panel(panel), "gridPos": place}
                     number, x = number + 1, x + place["w"]
                 y += height
@@ -175,10 +176,10 @@ class _Board:
     def _panel(self, panel: Json) -> Json:
         kind = _kind(panel)
         asked = [(legend, text) for legend, text in panel["queries"].items()]
-        if "objective" in panel:
-            of = f'standard="{panel["standard"]}", objective="{panel["objective"]}"'
+        for name, legend in _objectives(panel).items():
+            of = f'standard="{panel["standard"]}", objective="{name}"'
             text = f"min by (severity) (pgvigil_objective{{$here, {of}}})"
-            asked.append(("objective: {{severity}}", text))
+            asked.append((f"{legend}: {{{{severity}}}}", text))
         targets = [
             {
                 "refId": chr(ord("A") + at),
@@ -226,12 +227,11 @@ class _Board:
             yield {"title": f"Standard {standard.id}", "url": url, "targetBlank": True}
 
     def _overrides(self, panel: Json) -> Iterator[Json]:
-        if "objective" in panel:
-            for severity, color in COLORS.items():
-                line = {"color": {"mode": "fixed", "fixedColor": color}, "custom.fillOpacity": 0,
-                        "custom.lineStyle": {"fill": "dash", "dash": [8, 6]},
-                        "custom.stacking": {"mode": "none"}}  # fmt: skip
-                yield _override(f"objective: {severity}", line)
+        for legend, (severity, color) in product(_objectives(panel).values(), COLORS.items()):
+            line = {"color": {"mode": "fixed", "fixedColor": color}, "custom.fillOpacity": 0,
+                    "custom.lineStyle": {"fill": "dash", "dash": [8, 6]},
+                    "custom.stacking": {"mode": "none"}}  # fmt: skip
+            yield _override(f"{legend}: {severity}", line)
         if _kind(panel) == "table":
             # Grafana writes it into every empty cell, too.
             yield _override("/.*/", {"noValue": ""}, "byRegexp")
@@ -291,6 +291,14 @@ def _deciding(standard: Standard) -> list[str]:
     return [*first, *(name for name in others if not name.startswith(CONTEXT))]
 
 
+def _objectives(panel: Json) -> Mapping[str, str]:
+    """The numbers of its standard that a panel draws, each with what the legend calls it."""
+    told = panel.get("objective", {})
+    if isinstance(told, str):
+        return {told: "objective"}
+    return {name: f"{word}, objective" for word, name in told.items()}
+
+
 def _kind(panel: Json) -> str:
     return str(panel.get("type", "timeseries"))
 
@@ -314,6 +322,15 @@ def _lines(panels: Sequence[Json]) -> Iterator[list[Json]]:
     yield line
 
 
+def _stretched(line: Sequence[Json]) -> Iterator[int]:
+    """The widths of panels beside each other, so that nothing is left of the line."""
+    wanted, given = sum(map(_width, line)), 0
+    for at, panel in enumerate(line):
+        until = 24 * sum(map(_width, [*line[:at], panel])) // wanted
+        yield until - given
+        given = until
+
+
 def _defaults(panel: Json) -> Json:
     kind, found = _kind(panel), {"unit": panel.get("unit", "none")}
     if kind in ("timeseries", "bargauge"):
@@ -333,7 +350,8 @@ def _defaults(panel: Json) -> Json:
             "stacking": {"mode": "normal" if stacked else "none"},
         }
     if kind == "table":
-        found["custom"] = {"filterable": True}
+        # Grafana's least of 150 pixels pushes columns out of sight.
+        found["custom"] = {"filterable": True, "minWidth": 75}
     if "empty_when" in panel:
         found["noValue"] = f"Nothing: {panel['empty_when']}"
     return found | (_colored(panel) if kind not in ("timeseries", "table") else {})
@@ -359,6 +377,8 @@ def _colored(of: Json) -> Json:
 
 def _options(panel: Json) -> Json:
     shown = {"reduceOptions": {"calcs": ["lastNotNull"]}, "orientation": "horizontal"}
+    # Side by side, as there is room: one above the other they become too small to be read.
+    beside = {**shown, "orientation": "auto"}
     text = "name" if panel.get("named") else "auto"
     aside = {"displayMode": "table", "placement": "right"}
     below = {"displayMode": "list", "placement": "bottom"}
@@ -367,7 +387,7 @@ def _options(panel: Json) -> Json:
     sort = [{"displayName": panel["sort"], "desc": True}] if "sort" in panel else []
     found: Mapping[str, Json] = {
         "timeseries": {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}},
-        "stat": {**shown, "colorMode": "value", "graphMode": "none", "textMode": text},
+        "stat": {**beside, "colorMode": "value", "graphMode": "none", "textMode": text},
         "bargauge": {**shown, "displayMode": "basic", "showUnfilled": True},
         "state-timeline": {"legend": legend, "mergeValues": True, "showValue": "auto"},
         "table": {"showHeader": True, "sortBy": sort},

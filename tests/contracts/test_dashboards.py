@@ -130,6 +130,37 @@ def test_there_is_room_for_the_titles_of_small_panels(file: Path) -> None:
 
 
 @every
+def test_there_is_room_for_each_column_of_a_table(file: Path) -> None:
+    # As above; a column narrower than 75 pixels has no room for its heading.
+    for panel in grafana.panels(file):
+        if panel["type"] == "table":
+            (shown,) = (of["options"] for of in panel["transformations"] if of["id"] == "organize")
+            columns = shown["renameByName"].keys() - shown["excludeByName"].keys()
+            assert 75 * len(columns) <= panel["gridPos"]["w"] * 59 - 20, panel["title"]
+
+
+@every
+def test_panels_fill_the_width_of_the_page(file: Path) -> None:
+    widths: dict[int, int] = {}
+    for panel in content(file)["panels"]:
+        place = panel["gridPos"]
+        widths[place["y"]] = widths.get(place["y"], 0) + place["w"]
+    assert set(widths.values()) == {24}
+
+
+@every
+def test_each_number_that_is_drawn_has_a_line_of_its_colour(file: Path) -> None:
+    for panel in grafana.panels(file):
+        drawn = [of for of in panel["targets"] if "pgvigil_objective{" in of["expr"]]
+        lines = [of["legendFormat"] for of in drawn if of["expr"].startswith("min by (severity) (")]
+        named = {of["matcher"]["options"] for of in panel["fieldConfig"]["overrides"]}
+        assert len(set(lines)) == len(lines), panel["title"]
+        for line in lines:
+            for severity in dashboards.COLORS:
+                assert line.replace("{{severity}}", severity) in named, panel["title"]
+
+
+@every
 def test_panels_do_not_lie_on_each_other(file: Path) -> None:
     taken: set[tuple[int, int]] = set()
     panels = content(file)["panels"]

@@ -1,6 +1,7 @@
 """Every query of every dashboard has something to show of real servers under load."""
 
 import contextlib
+import itertools
 import os
 import re
 import subprocess
@@ -15,15 +16,16 @@ import psycopg
 import pytest
 from pgvigil import catalogue
 
-from lab import alertmanager, grafana, pgbouncer, prometheus, rules, series
+from lab import alertmanager, grafana, pgbackrest, pgbouncer, prometheus, rules, series, walg
 from lab.exporter import Exporter
 from lab.grafana import Asked
 from lab.pgbouncer import STATS
+from tests.faults.pieces.repository import Repository
 from tests.faults.stage import DATABASE, Stage
 
 FILES = [file for file in grafana.files() if file.stem not in series.OTHERS]
 MEMBERS = "primary", "standby"
-TARGETS = *MEMBERS, "away", "pool", "own"
+TARGETS = *MEMBERS, "away", "pool", "repository", "storage", "own"
 
 A_WEEK = "the stage is minutes old, and shows what is by that of a week ago"
 UNSHOWN: Mapping[str, str] = {
@@ -31,14 +33,7 @@ UNSHOWN: Mapping[str, str] = {
     "Mean time now and a week ago": A_WEEK,
     "Which became slower?": A_WEEK,
     "instance:pg_storage_bytes:full_in_seconds": A_WEEK,
-    "instance_datname:pg_database_datminmxid:left_seconds": "it uses no multixacts",
-    "What failed?": "nothing fails",
-    "Commands that take long": "a vacuum may be over before anybody looks",
-    "pg_stat_subscription_last_msg_receipt_age_seconds": "tests/live/test_replication.py has one",
-    "pg_stat_progress_basebackup_age_seconds": "no base backup runs",
-    "pgbackrest_": "tests/live/test_repository.py has a pgBackRest",
-    "pg_log_statement_duration_seconds_bucket": "tests/live/test_latency.py has a log",
-    "pg_ls_logdir_bytes": "the lab's servers log to where the lab reads",
+    "barman_": "tests/live/test_barman.py has a Barman",
     "pgvigil_server_certificate_expiry_timestamp_seconds": "not every build has TLS",
 }
 """Panels, and series by how their names begin, of which this stage has none, and why."""
@@ -56,6 +51,8 @@ create table rest partition of parts default;
 create table tenants (id int);
 alter table tenants enable row level security;
 create table counted (id smallserial);
+create table shared (n int);
+insert into shared values (1);
 select setval('counted_id_seq', 30000);
 select pg_create_logical_replication_slot('applied', 'pgoutput');
 create publication everything for table orders;
@@ -71,18 +68,47 @@ do $$ begin loop perform count(*) from unkeyed; perform pg_sleep(0.2); end loop;
 """
 
 
+LOCKED_TWICE = """
+do $$ begin
+  perform from shared for share;
+  begin update shared set n = n; exception when division_by_zero then null; end;
+end $$
+"""
+"""A lock that a subtransaction makes stronger, which takes a multixact."""
+
+CHANGES = "create table passing (id int primary key)", "drop table passing"
+
+FAILING = """
+fails:
+  why: It shows what a dashboard says of a query that fails.
+  max_series: 1
+  sql: select 1 / pg_catalog.pg_backend_pid() / 0 as one
+  metrics:
+    pg_own_one: {column: one, type: gauge, help: One.}
+"""
+
+
 class Watched(Stage):
-    """A pair where much is amiss, a server that does not answer, a PgBouncer, and the exporter."""
+    """A pair where much is amiss, a server that does not answer, and all else that is watched.
+
+    WAL-G is a stand-in. One query of ours always fails, and each statement is logged.
+    """
 
     def __init__(self, major: int, program: str) -> None:
         """`program` is the PgBouncer that is run."""
         super().__init__(major)
         self._program = program
+        logged = {"logging_collector": True, "log_min_duration_statement": 0}
+        self.scene = self.scene._replace(settings=logged)
 
     def furnish(self) -> None:
+        self._repository = Repository(self, age=26 * 3600)
+        self.mind_archive_timeout()
+        walg.stand_in(self.directory / "wal-g")
+        (self.directory / "own.yml").write_text(FAILING)
         for statement in SCHEMA.split(";"):
             self.execute(statement)
-        self.primary.execute(printed("grants", "--security", "--host"))
+        self.primary.execute(printed("grants", "--security", "--host", "--log"))
         self.execute(f"{printed('grants', '--bloat', '--sequences')}")
         self.primary.execute(
             "insert into pgvigil.record (kind, place, started, ended, ok, size_bytes, window_start)"
@@ -105,7 +131,7 @@ class Watched(Stage):
         )
         self.standby.execute("select pg_create_physical_replication_slot('kept', true)")
         self.pooler = self._stack.enter_context(pgbouncer.running(self.primary, "", self._program))
-        for scene in (self._sessions(), self._clients()):
+        for scene in (self._sessions(), self._clients(), self._base_backup()):
             self._stack.enter_context(scene)
 
     def configuration(self) -> dict[str, Any]:
@@ -113,6 +139,10 @@ class Watched(Stage):
         login = self.pooler.login(STATS, "pgbouncer")
         told["targets"]["away"] = {"dsn": "host=127.0.0.1 port=1"}
         told["targets"]["pool"] = {"kind": "pgbouncer", "connection": login}
+        self._repository.configure(told)
+        command = [str(self.directory / "wal-g")]
+        told["targets"]["storage"] = {"kind": "wal-g", "command": command}
+        told["catalogue"] = [str(self.directory / "own.yml")]
         for of in MEMBERS:
             told["targets"][of]["enable"] = ["host", "queries.texts"]
             capacity = {"STO-1": {"capacity_bytes": {"page": 1e12, "ticket": 1e12}}}
@@ -128,7 +158,7 @@ class Watched(Stage):
     @contextlib.contextmanager
     def _sessions(self) -> Iterator[None]:
         """One reads, one vacuums, one is idle, and one waits for what the idle one has locked."""
-        slowly = "-c vacuum_cost_delay=100 -c vacuum_cost_limit=1"
+        slowly = "-c vacuum_cost_delay=100 -c vacuum_cost_limit=1 -c vacuum_cost_page_hit=100"
         with contextlib.ExitStack() as stack:
             busy = stack.enter_context(self.session())
             vacuuming = stack.enter_context(self.session(options=slowly))
@@ -147,14 +177,32 @@ class Watched(Stage):
                     connection.cancel_safe(timeout=5)
 
     @contextlib.contextmanager
+    def _base_backup(self) -> Iterator[None]:
+        """Somebody takes a base backup and reads none of it."""
+        words = "(LABEL 'slow', MAX_RATE 32)" if self.major > 14 else "LABEL 'slow' MAX_RATE 32"
+        login = self.primary.conninfo(replication="true")
+        with contextlib.closing(psycopg.connect(login, autocommit=True)) as connection:
+            connection.pgconn.send_query(f"BASE_BACKUP {words}".encode())
+            yield
+
+    @contextlib.contextmanager
     def _clients(self) -> Iterator[None]:
-        """Somebody asks through the pooler, whatever comes of it."""
+        """Somebody asks through the pooler, locks a row twice, and changes the schema."""
         over = threading.Event()
 
         def ask() -> None:
-            with contextlib.closing(self.pooler.connect()) as connection:
-                while not over.wait(0.1):
+            with (
+                contextlib.closing(self.pooler.connect()) as connection,
+                self.session() as direct,
+            ):
+                for turn in itertools.count():
+                    if over.wait(0.1):
+                        break
                     connection.execute("select 1")
+                    direct.execute(LOCKED_TWICE)
+                    if turn % 50 == 0:
+                        direct.execute(CHANGES[turn // 50 % 2])
+                    direct.commit()
 
         thread = threading.Thread(target=ask, daemon=True)
         thread.start()
@@ -171,6 +219,10 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     if program is None or prometheus.installed() is None or alertmanager.installed() is None:
         reason = "Prometheus, Alertmanager and PgBouncer are not all installed"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    try:
+        pgbackrest.program("sid")
+    except RuntimeError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
     with Watched(request.param, program) as stage:
         yield stage
 
@@ -269,4 +321,4 @@ def test_a_standard_is_known_by_any_metric_that_decides_on_it(stage: Stage) -> N
     states = {(labels["instance"], labels["standard"]): value for labels, value in told}
     assert min(states["primary", "RES-4"], states["pool", "RES-2"]) > 0
     assert states["primary", "RES-2"] == states["pool", "RES-4"] == states["away", "RES-4"] == 0
-    assert {instance for instance, _ in states} == {*MEMBERS, "away", "pool"}
+    assert {instance for instance, _ in states} == {*TARGETS} - {"own"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lab import grafana
 from tools.draw import studio
+from tools.draw.cluster import Cluster
 from tools.draw.play import Shop
 from tools.draw.studio import DASHBOARDS, Shot, Studio
 
@@ -17,29 +18,39 @@ SHOWN = 240.0
 FAULT = 60.0
 """Seconds between the fault and the second picture."""
 
-ELSEWHERE = ("haproxy", "patroni", "pooler")
+CLUSTERED = ("haproxy", "patroni")
 """Dashboards of what the pair has not."""
 
 
 def main() -> int:
     """Draw; the exit code tells whether all could be."""
     told = _parser().parse_args()
-    words = told.dashboard or [
-        file.stem for file in sorted(DASHBOARDS.glob("*.json")) if file.stem not in ELSEWHERE
-    ]
+    words = told.dashboard or [file.stem for file in sorted(DASHBOARDS.glob("*.json"))]
     told.out.mkdir(parents=True, exist_ok=True)
     studio.build()
+    wrong = 0
     with Studio() as place:
         if told.prometheus:
             return _draw(place, words, told.prometheus, told.out, "", told)
-        with Shop(told.major) as shop:
-            url = f"http://127.0.0.1:{shop.prometheus.port}"
-            print(f"Prometheus is at {url}, the exporter at port {shop.exporter.port}", flush=True)
-            time.sleep(told.seconds)
-            wrong = _draw(place, words, url, told.out, "", told)
-            with shop.monday():
-                time.sleep(FAULT)
-                wrong |= _draw(place, words, url, told.out, "-fault", told)
+        if shown := [word for word in words if word not in CLUSTERED]:
+            wrong |= _play(place, shown, Shop(told.major, saved="backup" in shown), told)
+        if shown := [word for word in words if word in CLUSTERED]:
+            wrong |= _play(place, shown, Cluster(), told)
+    return wrong
+
+
+def _play(
+    place: Studio, words: Sequence[str], scene: Shop | Cluster, told: argparse.Namespace
+) -> int:
+    """Draw what is well for a while, and what is not."""
+    with scene:
+        url = f"http://127.0.0.1:{scene.prometheus.port}"
+        print(f"Prometheus is at {url}", flush=True)
+        time.sleep(told.seconds)
+        wrong = _draw(place, words, url, told.out, "", told)
+        with scene.monday():
+            time.sleep(FAULT)
+            wrong |= _draw(place, words, url, told.out, "-fault", told)
     return wrong
 
 

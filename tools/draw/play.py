@@ -1,16 +1,22 @@
 """What the dashboards are shown of: a busy pair that is well, and a morning on which it is not."""
 
 import contextlib
-import itertools
-import random
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
+from lab import pgbouncer, walg
+from lab.barman import Barman
 from lab.exporter import Exporter
+from lab.pgbouncer import CLIENT, STATS
+from lab.postgres import Server
+from lab.tool import as_account
+from tests.faults.pieces.repository import Repository
 from tests.faults.stage import DATABASE, Stage, printed
+from tools.draw.clients import Clients, Work
 
 SCHEMA = """
 create table customers (id int primary key, name text, city text);
@@ -26,7 +32,7 @@ insert into visits (customer) select n from generate_series(1, 2000) n;
 analyze
 """
 
-WORK = (
+WORK: Work = (
     ("select name from customers where id = %s", 12),
     ("select sum(cents) from items where customer = %s", 8),
     ("update visits set seen = seen + 1 where id = %s", 5),
@@ -35,61 +41,67 @@ WORK = (
     ("select c.city, sum(i.cents) from items i join customers c on c.id = i.customer"
      " where c.id %% 100 = %s %% 100 group by c.city", 4),
 )  # fmt: skip
-"""Statements with one number each, and how often each is sent beside the others."""
+POOLED: Work = (("select pg_sleep(0.00001 * %s)", 1),)
+REPORTS: Work = (("select pg_sleep(0.003 * %s)", 1),)
+"""What is sent through the pooler, and by those who want a report on Monday."""
+
+POOLER = """
+pool_mode = transaction
+default_pool_size = 5
+max_client_conn = 30
+max_db_connections = 10
+"""
 
 CLIENTS = 4
 
-
-class Clients:
-    """People who buy something: sessions that send WORK, sometimes more and sometimes less."""
-
-    def __init__(self, conninfo: str, count: int = CLIENTS) -> None:
-        self._conninfo = conninfo
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def __enter__(self) -> "Clients":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self) -> None:
-        chance = random.Random()
-        statements, weights = zip(*WORK, strict=True)
-        while not self._over.is_set():
-            with (
-                contextlib.suppress(psycopg.Error),
-                psycopg.connect(self._conninfo, autocommit=True, connect_timeout=5) as session,
-            ):
-                for turn in itertools.count():
-                    if self._over.wait(0.02 + 0.02 * (turn // 200 % 3)):
-                        break
-                    (statement,) = chance.choices(statements, weights)
-                    session.execute(statement, [chance.randint(1, 2000)])
-            self._over.wait(0.2)
+BARMAN = 15
+"""The newest PostgreSQL of which the lab has what Barman needs."""
 
 
 class Shop(Stage):
-    """A pair of servers under a load that is worth a picture."""
+    """A pair of servers under a load that is worth a picture, and a PgBouncer."""
+
+    def __init__(self, major: int, saved: bool) -> None:
+        """`saved` has pgBackRest, Barman and a stand-in for WAL-G beside them."""
+        super().__init__(major)
+        self._saved = saved
 
     def furnish(self) -> None:
         """Put up the shop and what a careful administrator has."""
         for statement in SCHEMA.split(";"):
             self.execute(statement)
         self.execute(printed("grants", "--bloat", "--sequences"))
-        self.primary.execute(printed("grants", "--security"))
+        self.primary.execute(printed("grants", "--security", "--host"))
         self.primary.execute(
             "insert into pgvigil.record (kind, place, started, ended, ok, size_bytes, window_start)"
             " values ('backup', 'here', now() - interval '20 s', now(), true, 83e6,"
             " now() - interval '8 days')"
         )
-        self._stack.enter_context(Clients(self.primary.conninfo(dbname=DATABASE)))
-        self._stack.enter_context(self._reader())
+        enter = self._stack.enter_context
+        enter(Clients(self.primary.conninfo(dbname=DATABASE), WORK, CLIENTS))
+        enter(self._reader())
+        program = pgbouncer.fetched("sid")
+        self._pooler = enter(pgbouncer.running(self.primary, POOLER, program, as_role=CLIENT))
+        enter(self._callers(POOLED, CLIENTS))
+        if self._saved:
+            self._save()
+
+    def _callers(self, work: Work, count: int) -> Clients:
+        """Some who come through the pooler."""
+        return Clients(make_conninfo("", **self._pooler.login()), work, count)
+
+    def _save(self) -> None:
+        """Have each tool take its backups."""
+        self._repository = Repository(self, age=26 * 3600)
+        self._repository.tool.backup("diff")
+        self._repository.tool.backup("incr")
+        self.mind_archive_timeout()
+        self._elsewhere = Server(BARMAN)
+        self._stack.callback(self._elsewhere.destroy)
+        self._elsewhere.start()
+        self._barman = Barman(self._elsewhere, "3.19")
+        self._barman.backup()
+        walg.stand_in(self.directory / "wal-g")
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[None]:
@@ -114,9 +126,20 @@ class Shop(Stage):
     def configuration(self) -> dict[str, Any]:
         """Let the texts of statements be told, and the cluster have a name."""
         told = super().configuration()
-        for of in told["targets"].values():
-            of["enable"] = ["queries.texts"]
+        targets = told["targets"]
+        for of in targets.values():
+            of["enable"] = ["host", "queries.texts"]
             of["objectives"] |= {"STO-1": {"capacity_bytes": {"page": 1e9, "ticket": 1e9}}}
+        console = {**self._pooler.login(STATS), "dbname": "pgbouncer"}
+        others = {"pooler": {"kind": "pgbouncer", "connection": console}}
+        if self._saved:
+            self._repository.configure(told)
+            barman = as_account(self._barman.words())
+            others["barman"] = {"kind": "barman", "command": barman}
+            others["wal-g"] = {"kind": "wal-g", "command": [str(self.directory / "wal-g")]}
+        for name, of in others.items():
+            targets[name] = {"objectives": targets["primary"]["objectives"], **of}
+        for of in targets.values():
             of.setdefault("labels", {})["cluster"] = "shop"
         return told
 
@@ -128,11 +151,22 @@ class Shop(Stage):
 
     @contextlib.contextmanager
     def monday(self) -> Iterator[None]:
-        """Somebody locks a table and is idle, clients wait for it, and the standby is away."""
+        """Somebody locks a table and is idle, clients wait for it, and the standby is away.
+
+        WAL is not archived any more, a backup has failed, and the pooler has too few connections.
+        """
         conninfo = self.primary.conninfo(dbname=DATABASE)
+        self.record("backup", age="1 second", ok=False)
+        self.primary.set({"archive_command": "false"})
         with contextlib.ExitStack() as stack:
             # They wait for the lock, so it must go before they are waited for.
-            stack.enter_context(Clients(conninfo, 12))
+            stack.enter_context(Clients(conninfo, WORK, 12))
+            stack.enter_context(self._callers(REPORTS, 12))
+            if self._saved:
+                self._elsewhere.stop()
+                second = self._repository.tool.repository(2)
+                gone = second.rename(second.with_name("gone"))
+                stack.callback(gone.rename, second)
             lunch = stack.enter_context(self.session())
             lunch.execute("lock table visits in share mode")
             self.standby.stop()

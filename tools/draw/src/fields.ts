@@ -43,6 +43,7 @@ const PROPERTIES: Record<string, unknown> = {
   'custom.lineInterpolation': 'linear',
   'custom.lineStyle': undefined,
   'custom.lineWidth': 1,
+  'custom.minWidth': undefined,
   'custom.pointSize': 5,
   'custom.scaleDistribution': { type: 'linear' },
   'custom.showPoints': 'auto',

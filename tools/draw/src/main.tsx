@@ -80,7 +80,7 @@ async function main() {
   const panels = drawn.filter(({ panel }) => panel.type !== 'row');
   const report = {
     height: HEAD + tall * (ROW + BETWEEN) + MARGIN,
-    empty: panels.filter((of) => empty(of.frames) && !of.fault).map(({ panel }) => panel.title),
+    empty: panels.filter((of) => empty(of.panel.type, of.frames) && !of.fault).map(({ panel }) => panel.title),
     faults: panels.filter((of) => of.fault).map(({ panel, fault }) => `${panel.title}: ${fault}`),
   };
   Object.assign(window, { report, cut });

@@ -35,15 +35,18 @@ interface Props {
   height: number;
 }
 
-export function empty(frames: DataFrame[]): boolean {
-  return !frames.some((frame) => frame.fields.some(({ type }) => type === FieldType.number) && frame.length);
+/** A table may be of words alone. */
+export function empty(kind: string, frames: DataFrame[]): boolean {
+  return !frames.some(
+    ({ fields, length }) => length && (kind === 'table' || fields.some(({ type }) => type === FieldType.number)),
+  );
 }
 
 export function Content(props: Props) {
   const theme = useTheme2();
   const { panel, frames } = props;
   const kind = panel.type;
-  if (empty(frames) && kind !== 'stat' && kind !== 'bargauge') {
+  if (empty(kind, frames) && kind !== 'stat' && kind !== 'bargauge') {
     const text = panel.fieldConfig.defaults.noValue ?? 'No data';
     return (
       <div
