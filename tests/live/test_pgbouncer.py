@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import psycopg
 import pytest
 from pgvigil import catalogue
+from pgvigil.errors import Down
 
 from lab import pgbouncer
 from lab.cluster import PGVIGIL
@@ -306,7 +307,7 @@ def test_a_console_that_cannot_be_asked_says_why_and_what_to_do(
     assert page.value("pgbouncer_up") == 0
     holding = {dict(k)["reason"] for k, v in page.series("pgbouncer_down_reason").items() if v}
     assert holding == {reason}
-    assert len(page.series("pgbouncer_down_reason")) == 16
+    assert len(page.series("pgbouncer_down_reason")) == len(Down)
     shown = watched.exporter.get("/").body.decode()
     assert remedy in shown
     assert remedy in watched.exporter.log
