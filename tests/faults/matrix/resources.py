@@ -152,7 +152,7 @@ FAULTS = (
             Alert("DiskReadsSlow", "ticket", "primary"),
             Alert("HostStalls", "ticket", "primary", (("resource", "io"),)),
         ),
-        also=("CacheMissed", "CostlyStatement", "SlowStatement"),
+        also=("Bottleneck", "CacheMissed", "CostlyStatement", "SlowStatement"),
         scene="machine",
     ),
     Fault(
