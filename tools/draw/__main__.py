@@ -4,11 +4,12 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from lab import grafana
 from tools.draw import studio
-from tools.draw.cluster import Cluster
+from tools.draw.cluster import Cluster, cluster
 from tools.draw.play import Shop
 from tools.draw.studio import DASHBOARDS, Shot, Studio
 
@@ -35,20 +36,23 @@ def main() -> int:
         if shown := [word for word in words if word not in CLUSTERED]:
             wrong |= _play(place, shown, Shop(told.major, saved="backup" in shown), told)
         if shown := [word for word in words if word in CLUSTERED]:
-            wrong |= _play(place, shown, Cluster(), told)
+            wrong |= _play(place, shown, cluster(), told)
     return wrong
 
 
 def _play(
-    place: Studio, words: Sequence[str], scene: Shop | Cluster, told: argparse.Namespace
+    place: Studio,
+    words: Sequence[str],
+    scene: AbstractContextManager[Shop | Cluster],
+    told: argparse.Namespace,
 ) -> int:
     """Draw what is well for a while, and what is not."""
-    with scene:
-        url = f"http://127.0.0.1:{scene.prometheus.port}"
+    with scene as played:
+        url = f"http://127.0.0.1:{played.prometheus.port}"
         print(f"Prometheus is at {url}", flush=True)
         time.sleep(told.seconds)
         wrong = _draw(place, words, url, told.out, "", told)
-        with scene.monday():
+        with played.monday():
             time.sleep(FAULT)
             wrong |= _draw(place, words, url, told.out, "-fault", told)
     return wrong

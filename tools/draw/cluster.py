@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple
 
 import yaml
 from psycopg.conninfo import make_conninfo
@@ -29,56 +29,48 @@ PATIENT = {"scrape_interval": "2500ms", "scrape_timeout": "2500ms"}
 """Patroni asks a PostgreSQL that is away a second time before it answers."""
 
 
-class Cluster:
+class Cluster(NamedTuple):
     """Two members, their exporters, the proxies, and the Prometheus of docs/patroni.md."""
 
+    pair: Pair
     prometheus: Prometheus
 
-    def __init__(self) -> None:
-        self._stack = contextlib.ExitStack()
+    @contextlib.contextmanager
+    def monday(self) -> Iterator[None]:
+        """The leader and its Patroni die at once, and nobody starts them."""
+        self.pair.leader().kill()
+        yield
 
-    def __enter__(self) -> Self:
-        try:
-            self._set()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def _set(self) -> None:
-        enter = self._stack.enter_context
-        program = prometheus.installed()
-        if program is None:
-            raise RuntimeError("Prometheus is not installed")
-        programs = [haproxy.program(suite) for suite in SUITES]
-        self._pair = enter(Pair(patroni.programs(4), "orders"))
-        self._pair.leader().execute(
+@contextlib.contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Set it up; all of it is gone at the end."""
+    program = prometheus.installed()
+    if program is None:
+        raise RuntimeError("Prometheus is not installed")
+    programs = [haproxy.program(suite) for suite in SUITES]
+    with contextlib.ExitStack() as stack:
+        enter = stack.enter_context
+        pair = enter(Pair(patroni.programs(4), "orders"))
+        pair.leader().execute(
             "create table orders (id bigint generated always as identity primary key, note text)"
         )
         ports: dict[str, int] = {}
-        for member in self._pair.members:
+        for member in pair.members:
             dsn = member.conninfo(**PGVIGIL.login)
             exporter = enter(Exporter(environment={"PGVIGIL_DSN": dsn}))
             ports |= {f"{member.name}:8008": member.rest_port, f"{member.name}:9187": exporter.port}
         for number, path in enumerate(programs, 1):
-            proxy = enter(HAProxy(path, self._pair))
+            proxy = enter(HAProxy(path, pair))
             ports[f"proxy{number}:8405"] = proxy.metrics_port
             for port, work in ((proxy.primary_port, WRITING), (proxy.replica_port, READING)):
                 conninfo = make_conninfo("", host="127.0.0.1", port=port, user="postgres")
                 enter(Clients(conninfo, work, 2, turns=50))
         copies = Path(enter(tempfile.TemporaryDirectory(prefix="pgvigil-rules-")))
         rules = [hurried(ROOT / "rules" / f"{area}.yml", copies) for area in ("patroni", "haproxy")]
-        self.prometheus = enter(Prometheus(program, _jobs(ports), rules))
-        self.prometheus.wait_until(f"count(up == 1) == {len(ports)}")
-
-    @contextlib.contextmanager
-    def monday(self) -> Iterator[None]:
-        """The leader and its Patroni die at once, and nobody starts them."""
-        self._pair.leader().kill()
-        yield
+        watching = enter(Prometheus(program, _jobs(ports), rules))
+        watching.wait_until(f"count(up == 1) == {len(ports)}")
+        yield Cluster(pair, watching)
 
 
 def _jobs(ports: dict[str, int]) -> list[dict[str, Any]]:
