@@ -11,16 +11,13 @@ from itertools import pairwise
 import structlog
 
 from pgvigil.catalogue import Query
-from pgvigil.errors import Down, Unreachable
+from pgvigil.errors import AGAIN, Down, Unreachable
 from pgvigil.kinds import open_source
 from pgvigil.lane import LIFETIME, Layout, Ledger, MakeLayout, Reception, Sheet
 from pgvigil.plan import Facts, Loss, Plan, Statement, concerning, disabled, make_plan, wanted
 from pgvigil.slow import Result, SlowLane
 from pgvigil.source import Source
 from pgvigil.target import Target
-
-_AGAIN = 3
-"""How often a scrape asks again what a standby has ended for what it replays."""
 
 GRACE = 1.0
 """Seconds past its deadline after which a scrape hangs, and is given up."""
@@ -256,7 +253,7 @@ class Collector:
 
     async def _ask_all(self, scrape: Scrape, deadline: float) -> None:
         """The whole plan in one round trip; another when the facts turn out to have changed."""
-        for tries in range(1 + _AGAIN):
+        for tries in range(1 + AGAIN):
             reused = self._session is not None and self._session.still_there()
             try:
                 await self._ask_here(scrape, deadline)
@@ -264,7 +261,7 @@ class Collector:
             except Unreachable as error:
                 # A connection that died while it was idle says nothing about the server, nor does
                 # one that stood in the way of what a standby replays.
-                if tries == _AGAIN or not (reused or error.passing):
+                if tries == AGAIN or not (reused or error.passing):
                     raise
 
     async def _ask_here(self, scrape: Scrape, deadline: float) -> None:
@@ -296,7 +293,7 @@ class Collector:
         if not reception.cancelled:
             return
         tries = 0
-        while reception.cancelled and tries < _AGAIN:
+        while reception.cancelled and tries < AGAIN:
             tries += 1
             reception = self._reception(scrape, reception.cancelled)
             await session.ask(reception.asks, reception.answers, deadline)

@@ -81,6 +81,9 @@ DOWN_BY_SQLSTATE = {
 CONFLICT = "40001"
 """The SQLSTATE with which a standby ends what replay would have to wait for."""
 
+AGAIN = 3
+"""How often what a standby has ended for that is asked again."""
+
 
 class Unreachable(PgvigilError):
     """A server could not be asked: it is down for this scrape, and tried anew at the next."""

@@ -21,7 +21,7 @@ from pgvigil.connect import (
     libpq,
     pointer,
 )
-from pgvigil.errors import Down, QueryFailed, Unreachable
+from pgvigil.errors import AGAIN, CONFLICT, Down, QueryFailed, Unreachable
 from pgvigil.plan import Facts, Wanted
 from pgvigil.source import CHUNK, NO_ANSWERS, Answers, Ask, Rows
 from pgvigil.target import Target
@@ -41,6 +41,7 @@ for everybody; with the version that has it first. Others bound what we do."""
 _WRONG_KIND = (
     "a PgBouncer's console answers there: name another database, or say kind: pgbouncer in the file"
 )
+_IN_THE_WAY = "what the server replays has cancelled the question for its facts each time"
 _OUT_OF_STEP = "the answers do not fit the questions; something between us has mixed them up"
 _TUPLES = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.TUPLES_CHUNK)
 
@@ -141,9 +142,10 @@ class Session(Connection):
         """
         try:
             async with asyncio.timeout_at(deadline):
-                if self._facts is None and asks:
-                    # Whose guards hold here decides how the others may be sent.
-                    await self._pipeline((), answers, deadline)
+                if self._facts is None:
+                    await self._first_facts(answers, deadline)
+                    if not asks and self._facts:
+                        return self._facts
                 await self._pipeline(asks, answers, deadline)
         except psycopg.Error as error:
             # Before anything was read: libpq already knew, or learnt on sending, that it is over.
@@ -155,6 +157,14 @@ class Session(Connection):
             raise
         assert self._facts
         return self._facts
+
+    async def _first_facts(self, answers: Answers, deadline: float) -> None:
+        """Ask the facts alone: whose guards hold here decides how all others may be sent."""
+        for _ in range(1 + AGAIN):
+            await self._pipeline((), answers, deadline)
+            if self._facts:
+                return
+        raise Unreachable(Down.OTHER, _IN_THE_WAY)
 
     async def _pipeline(self, asks: Sequence[Ask], answers: Answers, deadline: float) -> None:
         left = max(0.05, deadline - asyncio.get_running_loop().time())
@@ -259,6 +269,8 @@ class Session(Connection):
         return parts
 
     def _learn(self, raw: list[bytes], failure: QueryFailed | None) -> None:
+        if failure and failure.sqlstate == CONFLICT:
+            return  # a standby needed it out of the way for a moment; what it told last holds
         if failure or not raw:
             detail = failure.detail if failure else "no row"
             raise Unreachable(Down.OTHER, f"the server did not tell its facts: {detail}")

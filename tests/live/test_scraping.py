@@ -4,7 +4,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Thread
@@ -266,6 +266,62 @@ def test_a_promoted_standby_is_a_primary_within_the_same_scrape(
     assert page.failed() == set()
     assert page.value("pgvigil_connects_total") == 1
     assert [line for line in standby.errors_in_log(begin) if "pgvigil" in line] == []
+
+
+STANDS_ASIDE = """
+create function public.stands_aside() returns bool language plpgsql as $$
+declare
+  asked int := 1 + count(*) from pg_locks where locktype = 'advisory';
+begin
+  -- A session keeps such a lock though its transaction, which may not write, fails.
+  perform pg_try_advisory_lock(asked);
+  if asked = any({times}) then
+    raise 'canceling statement due to conflict with recovery' using errcode = '40001';
+  end if;
+  return true;
+end $$;
+set allow_system_table_mods = on;
+"""
+"""Has the view that the facts read fail as what stands in the way of replay does."""
+
+
+def _cancel_facts(server: Server, times: Sequence[int]) -> None:
+    """The facts fail when they are asked for the n-th time, by `times`."""
+    ((definition,),) = server.execute("select pg_get_viewdef('pg_catalog.pg_roles')")
+    view = f"create or replace view pg_catalog.pg_roles as {definition.rstrip(';')}"
+    server.execute(
+        STANDS_ASIDE.format(times=f"array{list(times)}")
+        + f"{view} where (select public.stands_aside())"
+    )
+
+
+@pytest.mark.parametrize("times", [[1], [1, 2, 3], [2], [3]])
+def test_facts_that_a_standby_cancels_cost_neither_the_scrape_nor_the_connection(
+    fresh_server: Start, times: Sequence[int]
+) -> None:
+    server = fresh_server()
+    _cancel_facts(server, times)
+    begin = server.log_position()
+    with Exporter(environment={"PGVIGIL_DSN": server.conninfo(**PGVIGIL.login)}) as exporter:
+        pages = [exporter.scrape() for _ in range(3)]
+        assert {page.value("pg_up") for page in pages} == {1}
+        assert pages[-1].value("pgvigil_connects_total") == 1
+        assert {page.value("pg_server_info", role="primary") for page in pages} == {1}
+    errors = server.errors_in_log(begin)
+    assert len(errors) == len(times)
+    assert all("conflict with recovery" in line for line in errors)
+
+
+def test_a_server_whose_facts_are_cancelled_each_time_is_down_by_name(fresh_server: Start) -> None:
+    server = fresh_server()
+    _cancel_facts(server, range(1, 50))
+    with Exporter(environment={"PGVIGIL_DSN": server.conninfo(**PGVIGIL.login)}) as exporter:
+        page = exporter.scrape()
+        assert page.value("pg_up") == 0
+        assert page.reason == "other"
+        assert "what the server replays has cancelled" in exporter.log
+    # Four times, and no more.
+    assert len(server.errors_in_log()) == 4
 
 
 def test_a_new_extension_is_seen_at_the_next_scrape(fresh_server: Start, tmp_path: Path) -> None:
