@@ -3,11 +3,12 @@
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from pgvigil.collect import Collector, Scrape
-from pgvigil.render import Family, Sheet
+from pgvigil.render import Family, Sheet, pair
 
 NOTHING: Mapping[str, str] = {}
 
@@ -108,8 +109,38 @@ class Verdict(NamedTuple):
     broken: Sequence[Broken]
 
 
-_seen: WeakKeyDictionary[Collector, Mapping[str, Family]] = WeakKeyDictionary()
-"""Of each target's last scrape the metrics that are judged, which are a few lines."""
+class _Number(NamedTuple):
+    """The worst series of a measure."""
+
+    measure: Measure
+    value: float
+    """Of an age, the moment."""
+    where: str
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is judged of a target's last scrape."""
+
+    families: Mapping[str, Family]
+    """Those that nobody has read yet."""
+    numbers: Sequence[_Number] = ()
+
+    def read(self) -> Sequence[_Number]:
+        """The numbers; they are read once, for a page may show thousands of targets."""
+        if families := self.families:
+            # Of ages the newest series counts.
+            worst = (
+                (measure, (min if measure.below else max)(values))
+                for measure in MEASURES
+                if (values := list(_values(measure, families)))
+            )
+            self.numbers = [_Number(measure, *of) for measure, of in worst]
+            self.families = {}
+        return self.numbers
+
+
+_seen: WeakKeyDictionary[Collector, _Seen] = WeakKeyDictionary()
 
 _asked: WeakKeyDictionary[Collector, frozenset[str]] = WeakKeyDictionary()
 """The queries of each target that bring it."""
@@ -134,22 +165,20 @@ def note(collector: Collector, scrape: Scrape) -> None:
             if name := _HEADS.get(head[: head.index(b" ", len(b"# HELP ")) + 1]):
                 whole = found.setdefault(name, Family(family.headers))
                 whole.chunks += family.chunks
-    _seen[collector] = found
+    _seen[collector] = _Seen(found)
 
 
 def judge(collector: Collector) -> Verdict:
     """Hold the last scrape against the target's objectives; worst first."""
-    families = _seen.get(collector, {})
     broken: list[Broken] = []
     looked: set[str] = set()
-    for measure in MEASURES:
+    seen = _seen.get(collector)
+    for measure, value, where in seen.read() if seen else ():
         if measure.primary and collector.facts and collector.facts.in_recovery:
             continue
-        values = list(_values(measure, families))
-        if not values:
-            continue
         looked.add(measure.standard)
-        value, where = (min if measure.below or measure.age else max)(values)
+        if measure.age:
+            value = time.time() - value
         limits = {
             of.severity: of.value
             for of in collector.target.objectives
@@ -167,25 +196,30 @@ def judge(collector: Collector) -> Verdict:
 
 def _values(measure: Measure, families: Mapping[str, Family]) -> Iterator[tuple[float, str]]:
     """The numbers of the series that count, each with what tells it from the others."""
-    scale = [value for value, _ in _samples(families.get(measure.per))]
-    for value, labels in _samples(families.get(measure.metric)):
-        if not measure.labels.items() <= labels.items():
-            continue
+    scale = [value for value, _ in _samples(families.get(measure.per), NOTHING)]
+    for value, labels in _samples(families.get(measure.metric), measure.labels):
         if measure.per:
             if len(scale) != 1 or not scale[0] > 0:
                 continue
             value /= scale[0]
-        if measure.age:
-            value = time.time() - value
         names = "database" if "database" in labels else "datname", "sequencename"
         yield value, " ".join(filter(None, (labels.get(name) for name in names)))
 
 
-def _samples(family: Family | None) -> Iterator[tuple[float, Mapping[str, str]]]:
-    for line in b"".join(family.chunks if family else ()).decode().split("\n"):
-        block, _, value = line.rpartition(" ")
-        if block:
-            labels = {name: _ESCAPED.sub(_plain, text) for name, text in _LABEL.findall(block)}
+def _samples(
+    family: Family | None, wanted: Mapping[str, str]
+) -> Iterator[tuple[float, Mapping[str, str]]]:
+    """The samples that have the wanted labels."""
+    if not family:
+        return
+    pairs = [pair(name, value) for name, value in wanted.items()]
+    for line in b"".join(family.chunks).split(b"\n"):
+        # Most of the settings' hundreds of lines are none of those, and reading one takes long.
+        if not line or not all(of in line for of in pairs):
+            continue
+        block, _, value = line.decode().rpartition(" ")
+        labels = {name: _ESCAPED.sub(_plain, text) for name, text in _LABEL.findall(block)}
+        if wanted.items() <= labels.items():
             yield float(value), labels
 
 
