@@ -472,7 +472,7 @@ def _read(path: Path) -> Json:
     document, problems = documents.read(path)
     if document is None:
         raise Refused(problems)
-    schema = json.loads((SOURCES / "schema.json").read_text())
+    schema = json.loads((SOURCES / "dashboard.jsonschema").read_text())
     faults = jsonschema.Draft202012Validator(schema).iter_errors(document.data)
     problems += [document.problem(tuple(fault.absolute_path), fault.message) for fault in faults]
     if problems:

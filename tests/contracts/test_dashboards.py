@@ -68,6 +68,12 @@ def test_every_source_has_its_dashboard() -> None:
     assert sources == {file.stem for file in FILES}
 
 
+def test_every_json_that_grafana_finds_in_the_folder_is_a_dashboard() -> None:
+    # Its file provider looks into the folders within, too, and complains of whatever else is there.
+    assert sorted(grafana.DASHBOARDS.rglob("*.json")) == FILES
+    assert all(content(file).keys() >= {"uid", "title", "panels"} for file in FILES)
+
+
 @every
 def test_a_dashboard_works_with_any_data_source(file: Path) -> None:
     board = content(file)
