@@ -40,6 +40,8 @@ VARIABLES: Mapping[str, Json] = {
         "query": "label_values("
         '{__name__=~"pg_up|pg_server_info|instance:pgvigil_target:known",'
         ' system_identifier=~"$system_identifier"}, instance)',
+        # All are those that it lists, not whatever else has this label.
+        "every": "",
     },
     "datname": {
         "label": "Database",
@@ -121,8 +123,9 @@ class _Board:
     def variable(self, name: str) -> Json:
         of = self._variables[name]
         query = self._expression(of["query"])
-        every = {"multi": True, "includeAll": True, "allValue": of.get("every", ".*")}
-        several = every if of.get("many") else {}
+        several: Json = {"multi": True, "includeAll": True} if of.get("many") else {}
+        if several and (every := of.get("every", ".*")):
+            several["allValue"] = every
         return {
             "name": name,
             "label": of["label"],

@@ -99,6 +99,12 @@ def test_every_variable_is_given_and_used(file: Path) -> None:
 
 
 @every
+def test_all_servers_are_those_that_the_variable_lists(file: Path) -> None:
+    # A value for all of them would choose those of other clusters, too, and what is no server.
+    assert "allValue" not in variables(file).get("instance", {})
+
+
+@every
 def test_a_panel_says_what_it_shows_and_in_which_unit(file: Path) -> None:
     panels = grafana.panels(file)
     assert len({panel["title"] for panel in panels}) == len(panels)

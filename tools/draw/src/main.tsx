@@ -6,7 +6,7 @@ import { Component, type ReactNode } from 'react';
 import { createRoot } from 'react-dom/client';
 
 import { Prometheus } from './ask';
-import type { Dashboard, Shown } from './dashboard';
+import type { Dashboard, Shown, Variable } from './dashboard';
 import { made } from './fields';
 import { Content, empty, type Mark } from './panels';
 
@@ -38,6 +38,12 @@ class Wall extends Component<{ children: ReactNode }, { fault: string }> {
   }
 }
 
+/** What stands for all values: Grafana lists them where nothing else is told. */
+function all(of: Variable, values: string[]) {
+  const quoted = values.map((value) => value.replace(/[\\^$.*+?()[\]{}|]/g, '\\\\$&'));
+  return of.allValue ?? `(${quoted.join('|')})`;
+}
+
 async function main() {
   const dashboard: Dashboard = await (await fetch(`/dashboards/${told.get('dashboard')}.json`)).json();
   const range = { from: Number(told.get('from')), to: Number(told.get('to')) };
@@ -46,7 +52,7 @@ async function main() {
     if (of.type !== 'query') continue;
     const values = await prometheus.values(of);
     const wanted = told.get(of.name);
-    prometheus.chosen[of.name] = wanted ?? (of.includeAll ? of.allValue! : (values[0] ?? ''));
+    prometheus.chosen[of.name] = wanted ?? (of.includeAll ? all(of, values) : (values[0] ?? ''));
   }
   const found = await Promise.all(dashboard.annotations.list.map((of) => prometheus.moments(of)));
   const marks = dashboard.annotations.list.flatMap((of, i) =>
@@ -113,7 +119,7 @@ function Page(props: {
         {shown.map(({ name, label }) => (
           <span key={name}>
             <span style={{ color: theme.colors.text.secondary }}>{label}</span>{' '}
-            {/^[.][*+]$/.test(props.chosen[name]) ? 'All' : props.chosen[name]}
+            {/^([.][*+]|[(].*[)])$/.test(props.chosen[name]) ? 'All' : props.chosen[name]}
           </span>
         ))}
       </div>
