@@ -29,7 +29,7 @@ def test_a_target_has_the_numbers_of_the_standards_and_its_own_in_their_place(
     tmp_path: Path,
 ) -> None:
     (target,) = settled(tmp_path, "    objectives: {REP-1: {lag_seconds: {ticket: 60}}}\n").targets
-    complete = expected.completed(target.objectives)
+    complete = expected.completed((*target.objectives,))
     assert len(complete) == len(standards.objectives())
     assert set(complete) - set(standards.objectives()) == {("REP-1", "lag_seconds", "ticket", 60.0)}
     assert expected.completed(()) == standards.objectives()

@@ -23,7 +23,7 @@ every = pytest.mark.parametrize("measure", MEASURES, ids=lambda of: f"{of.alert}
 
 def told(*lines: str, own: Sequence[Objective] = (), in_recovery: bool = False) -> list[str]:
     """What a scrape with these samples makes of a target, in words."""
-    target = Target("one", objectives=completed(own))
+    target = Target("one", objectives=completed((*own,)))
     collector = Collector(target, catalogue.load(), Layout)
     collector.facts = Facts(180000, in_recovery=in_recovery, user="u", superuser=False)
     verdict.note(collector, scrape(*lines))

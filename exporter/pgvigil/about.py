@@ -110,21 +110,24 @@ def entrance(web: Web) -> Iterator[Family]:
 def _expected(collector: Collector) -> Iterator[Family]:
     """What is expected of the target; the same again until the program ends, but for windows."""
     labels, target = _constant(collector), collector.target
-    keys = OWN["pgvigil_objective"].labels
     known = _expectations.get(collector)
     if known is None:
-        told = [
-            (_pairs(*zip(keys, (*of[:3], _limit(of)), strict=True)), of.value)
-            for of in target.objectives
-        ]
         names = [(_pairs(("kind", kind), ("name", name)), 1.0) for kind, name in target.declared]
         known = _expectations[collector] = (
-            _family("pgvigil_objective", labels, told),
+            _objectives(labels, (*target.objectives,)),
             _family("pgvigil_declared", labels, names),
         )
     yield from known
     under_way = maintenance.under_way(target.maintenance)
     yield _family("pgvigil_maintenance", labels, [(b"", under_way)])
+
+
+@lru_cache(maxsize=256)
+def _objectives(labels: Labels, objectives: tuple[Objective, ...]) -> Family:
+    """What each standard demands; some 30 kB that most targets of a fleet share."""
+    keys = OWN["pgvigil_objective"].labels
+    told = [(_pairs(*zip(keys, (*of[:3], _limit(of)), strict=True)), of.value) for of in objectives]
+    return _family("pgvigil_objective", labels, told)
 
 
 def _limit(objective: Objective) -> str:
@@ -213,17 +216,20 @@ def _of_queries(collector: Collector, scrape: Scrape) -> Iterator[Family]:
             known = memo[name] = samples, _family(name, labels, samples)
         return known[1]
 
-    def by_query(name: str, values: Mapping[str, float]) -> Family:
-        return family(name, [(_query(query), value) for query, value in values.items()])
+    def by_query(values: Mapping[str, float]) -> list[tuple[bytes, float]]:
+        return [(_query(query), value) for query, value in values.items()]
 
     yield family("pgvigil_query_success", [(pairs, int(t.succeeded)) for _, pairs, t in tallies])
-    yield family(
-        "pgvigil_query_seconds_total", [(pairs, round(t.seconds, 9)) for _, pairs, t in tallies]
+    yield _family(
+        "pgvigil_query_seconds_total",
+        labels,
+        [(pairs, round(t.seconds, 9)) for _, pairs, t in tallies],
     )
     yield family("pgvigil_query_rows", [(pairs, sum(t.rows.values())) for _, pairs, t in tallies])
-    yield by_query("pgvigil_query_series", series)
-    yield by_query("pgvigil_query_series_left_out", scrape.left_out)
-    yield by_query("pgvigil_query_age_seconds", {name: ages[at] for name, at in oldest.items()})
+    yield family("pgvigil_query_series", by_query(series))
+    yield family("pgvigil_query_series_left_out", by_query(scrape.left_out))
+    known_ages = by_query({name: ages[at] for name, at in oldest.items()})
+    yield _family("pgvigil_query_age_seconds", labels, known_ages)
     for name, counts in (
         ("pgvigil_query_failures_total", [(n, t.failures) for n, _, t in tallies if t.failures]),
         (

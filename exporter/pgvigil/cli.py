@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import difflib
-import gc
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ from pgvigil import (
     dsn,
     entry,
     expected,
+    garbage,
     grants,
     job,
     logs,
@@ -133,8 +133,7 @@ def _serve(told: argparse.Namespace) -> int:
         tls=bool(rules and rules.tls),
         users=len(rules.users) if rules else 0,
     )
-    # What is loaded now stays for good: collections need not look at it again.
-    gc.freeze()
+    garbage.settle()
     asyncio.run(_serving(told, fleet, reloader, door, guard, announce))
     _log.info("pgvigil ends")
     return 0
@@ -159,6 +158,7 @@ async def _serving(
             reloader.watch(always=told.watch_config),
             fleet.keep(),
             Discovery(fleet).run(),
+            garbage.keep(),
         )
     ]
     announce()  # not before: who reads it may end us at once
@@ -453,11 +453,11 @@ def _complete(told: argparse.Namespace) -> tuple[Settings, tuple[catalogue.Query
     """Configuration and catalogue, with all objectives of the standards."""
     settings, queries = _settled(told)
     targets = [
-        replace(target, objectives=expected.completed(target.objectives))
+        replace(target, objectives=expected.completed((*target.objectives,)))
         for target in settings.targets
     ]
     modules = {
-        name: replace(module, objectives=expected.completed(module.objectives))
+        name: replace(module, objectives=expected.completed((*module.objectives,)))
         for name, module in settings.modules.items()
     }
     return replace(settings, targets=targets, modules=modules), queries

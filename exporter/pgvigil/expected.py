@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, time, timedelta
+from functools import cache
 from typing import Any
 
 from pgvigil import standards
@@ -35,8 +36,12 @@ def objectives(
                     problems.append(document.problem((*keys, *path[: depth + 1]), text))
 
 
-def completed(own: Sequence[Objective]) -> tuple[Objective, ...]:
-    """All objectives of the standards, with the operator's numbers in their place."""
+@cache
+def completed(own: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    """All objectives of the standards, with the operator's numbers in their place.
+
+    The same comes back for the same: most targets of a fleet have no number of their own.
+    """
     values = {of[:3]: of.value for of in own}
     return tuple(of._replace(value=values.get(of[:3], of.value)) for of in standards.objectives())
 

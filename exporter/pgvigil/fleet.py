@@ -199,12 +199,17 @@ def _made(module: Target, name: str, host: str, port: str, **more: str) -> Targe
 
 
 def _collector(target: Target, queries: Sequence[Query]) -> Collector:
-    return Collector(target, queries, partial(_layout, target))
+    return Collector(target, queries, partial(_layout, target.labels, target.limits))
 
 
-def _layout(target: Target, statement: Statement, labels: Mapping[str, str]) -> Layout:
-    """How the rows of a statement on a target are written down."""
-    return computed.layout(statement, {**target.labels, **labels}, target.limits)
+def _layout(
+    known: Mapping[str, str],
+    limits: Sequence[float],
+    statement: Statement,
+    labels: Mapping[str, str],
+) -> Layout:
+    """How the rows of a statement on a target with these labels and limits are written down."""
+    return computed.layout(statement, {**known, **labels}, limits)
 
 
 def _same(before: Sequence[Query], after: Sequence[Query]) -> Callable[[str], bool]:

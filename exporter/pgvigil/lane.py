@@ -119,7 +119,8 @@ class Ledger:
             tally.dropped[reason] = tally.dropped.get(reason, 0) + count
         if failure is None:
             tally.rows[database] = sheet.rows
-            tally.failing -= {database}
+            if database in tally.failing:  # else each query of each target had an empty set
+                tally.failing -= {database}
             return
         if database not in tally.failing or not tally.failures.get(failure.reason):
             _log.warning(

@@ -78,7 +78,7 @@ class Shape:
 
     __slots__ = (
         *("max_rows", "labels", "columns", "counters", "headers", "prefixes"),
-        *("_columns", "_found"),
+        *("plain", "_columns", "_found"),
     )
 
     def __init__(self, statement: Statement) -> None:
@@ -88,6 +88,8 @@ class Shape:
         self.counters = [metric.type == "counter" for metric in statement.metrics]
         self.headers = [headers(m.name, m.type, m.help) for m in statement.metrics]
         self.prefixes = [f"\n{metric.name}".encode() for metric in statement.metrics]
+        self.plain = template({}, self.labels)
+        """The template where no constant label is added."""
         self._columns: list[tuple[bytes | None, int]] = []
         self._found: tuple[list[int], list[tuple[int, int]]] = [], []
 
@@ -136,7 +138,7 @@ class Layout:
     def __init__(self, statement: Statement, constant: Mapping[str, str]) -> None:
         """`constant` labels stand on every sample."""
         self.shape = _shape(statement)
-        self.template = template(constant, self.shape.labels)
+        self.template = template(constant, self.shape.labels) if constant else self.shape.plain
 
     def sheet(self) -> "Sheet":
         """A sheet for one run."""
@@ -159,7 +161,7 @@ class Sheet:
         self.dropped: dict[str, int] = {}
         """The samples that were left out, by reason."""
         self._layout: Layout | None = layout
-        self._seen: set[bytes] = set()
+        self._seen: set[bytes] | None = None
 
     def add(self, rows: Rows) -> None:
         """Write some rows; raises QueryFailed when a declared column is not among theirs."""
@@ -195,7 +197,7 @@ class Sheet:
 
     def finish(self) -> None:
         """All rows were taken: what only helped to write them goes."""
-        self._layout, self._seen = None, set()
+        self._layout = self._seen = None
         self.families = [family for family in self.families if family.chunks]
 
     def drop(self, reason: str, count: int = 1) -> None:
@@ -206,6 +208,8 @@ class Sheet:
     def _first_of_each(self, blocks: list[bytes]) -> list[int] | None:
         """The rows whose labels were not there before; None when that is all of them."""
         fresh = set(blocks)
+        if self._seen is None:
+            self._seen = set()
         if len(fresh) == len(blocks) and self._seen.isdisjoint(fresh):
             self._seen |= fresh
             return None

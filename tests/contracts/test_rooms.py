@@ -55,6 +55,7 @@ ORDER = (
     "slow",
     "collect",
     "watch",
+    "garbage",
     "render",
     "ranking",
     "latency",

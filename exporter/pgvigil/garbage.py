@@ -1,0 +1,30 @@
+"""Have the garbage collector look at what is young, and seldom at what has stayed."""
+
+import asyncio
+import gc
+
+SETTLES = 60.0
+"""Seconds after which what is there is taken to stay."""
+
+ROUNDS = 60
+"""After so many of them everything is looked at once, for what has stayed may have become garbage:
+a target that is gone, a connection that was open for long."""
+
+
+async def keep() -> None:
+    """Look after it until the program ends.
+
+    A pass over everything that some hundred targets hold takes most of a second, in which nobody is
+    answered, and by itself it comes every few minutes.
+    """
+    while True:
+        for _ in range(ROUNDS):
+            await asyncio.sleep(SETTLES)
+            settle()
+        gc.unfreeze()
+
+
+def settle() -> None:
+    """Collect what is garbage, and look at the rest no more."""
+    gc.collect()
+    gc.freeze()
