@@ -25,6 +25,13 @@ def installed() -> str | None:
     return shutil.which("chromium") or shutil.which("google-chrome")
 
 
+def found() -> str:
+    """The same; raises RuntimeError with the remedy where there is none."""
+    if program := installed():
+        return program
+    raise RuntimeError("there is no Chromium; on Debian: apt install chromium")
+
+
 class Browser:
     """One page in a Chromium of its own."""
 

@@ -3,12 +3,12 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from lab import grafana
-from tools.draw import studio
+from tools.draw import landing, studio
 from tools.draw.cluster import Cluster, cluster
 from tools.draw.play import Shop
 from tools.draw.studio import DASHBOARDS, Shot, Studio
@@ -22,17 +22,23 @@ FAULT = 60.0
 CLUSTERED = ("haproxy", "patroni")
 """Dashboards of what the pair has not."""
 
+LANDING = "landing"
+"""The exporter's own page, which is drawn with those of the pair."""
+
 
 def main() -> int:
     """Draw; the exit code tells whether all could be."""
     told = _parser().parse_args()
-    words = told.dashboard or [file.stem for file in sorted(DASHBOARDS.glob("*.json"))]
+    words = told.dashboard or [
+        *(file.stem for file in sorted(DASHBOARDS.glob("*.json"))),
+        LANDING,
+    ]
     told.out.mkdir(parents=True, exist_ok=True)
     studio.build()
     wrong = 0
     with Studio() as place:
         if told.prometheus:
-            return _draw(place, words, told.prometheus, told.out, "", told)
+            return _draw(place, words, told.prometheus, "", told)
         if shown := [word for word in words if word not in CLUSTERED]:
             wrong |= _play(place, shown, Shop(told.major, saved="backup" in shown), told)
         if shown := [word for word in words if word in CLUSTERED]:
@@ -51,18 +57,32 @@ def _play(
         url = f"http://127.0.0.1:{played.prometheus.port}"
         print(f"Prometheus is at {url}", flush=True)
         time.sleep(told.seconds)
-        wrong = _draw(place, words, url, told.out, "", told)
-        with played.monday():
-            time.sleep(FAULT)
-            wrong |= _draw(place, words, url, told.out, "-fault", told)
+        wrong = _draw(place, words, url, "", told)
+        _draw_landing(played, words, "", told)
+        for fault, theirs in played.faults(words):
+            with fault:
+                time.sleep(FAULT)
+                wrong |= _draw(place, sorted(theirs), url, "-fault", told)
+                _draw_landing(played, theirs, "-fault", told)
     return wrong
 
 
+def _draw_landing(
+    played: Shop | Cluster, words: Collection[str], suffix: str, told: argparse.Namespace
+) -> None:
+    if LANDING in words and isinstance(played, Shop):
+        landing.draw(played.exporter.port, told.out / f"{LANDING}{suffix}.png")
+
+
 def _draw(
-    place: Studio, words: Sequence[str], url: str, out: Path, suffix: str, told: argparse.Namespace
+    place: Studio, words: Sequence[str], url: str, suffix: str, told: argparse.Namespace
 ) -> int:
     chosen = {"instance": told.instance} if told.instance else {}
-    shots = [Shot(word, out / f"{word}{suffix}.png", _chosen(word) | chosen) for word in words]
+    shots = [
+        Shot(word, told.out / f"{word}{suffix}.png", _chosen(word) | chosen)
+        for word in words
+        if word != LANDING
+    ]
     end = time.time()
     wrong = 0
     for seen in place.take(shots, url, end - told.seconds, end, told.theme):

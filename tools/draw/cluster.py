@@ -2,7 +2,8 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,12 @@ class Cluster(NamedTuple):
 
     pair: Pair
     prometheus: Prometheus
+
+    def faults(
+        self, words: Collection[str]
+    ) -> Iterator[tuple[AbstractContextManager[None], set[str]]]:
+        """What comes over it, and the dashboards that shall tell of it."""
+        yield self.monday(), {*words}
 
     @contextlib.contextmanager
     def monday(self) -> Iterator[None]:

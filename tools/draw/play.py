@@ -2,7 +2,8 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import psycopg
@@ -17,6 +18,7 @@ from lab.tool import as_account
 from tests.faults.pieces.repository import Repository
 from tests.faults.stage import DATABASE, Stage, printed
 from tools.draw.clients import Clients, Work
+from tools.draw.neglect import neglect
 
 SCHEMA = """
 create table customers (id int primary key, name text, city text);
@@ -54,6 +56,9 @@ max_db_connections = 10
 
 CLIENTS = 4
 
+SLOW = ("schema", "storage")
+"""Dashboards of what goes wrong over weeks."""
+
 BARMAN = 15
 """The newest PostgreSQL of which the lab has what Barman needs."""
 
@@ -65,6 +70,7 @@ class Shop(Stage):
         """`saved` has pgBackRest, Barman and a stand-in for WAL-G beside them."""
         super().__init__(major)
         self._saved = saved
+        self.scene = self.scene._replace(settings={"logging_collector": True})
 
     def furnish(self) -> None:
         """Put up the shop and what a careful administrator has."""
@@ -129,7 +135,11 @@ class Shop(Stage):
         targets = told["targets"]
         for of in targets.values():
             of["enable"] = ["host", "queries.texts"]
-            of["objectives"] |= {"STO-1": {"capacity_bytes": {"page": 1e9, "ticket": 1e9}}}
+            of["objectives"] |= {
+                "STO-1": {"capacity_bytes": {"page": 1e9, "ticket": 1e9}},
+                # What nobody used for a week was not used for a minute here.
+                "IDX-1": {"statistics_seconds": {"finding": 60}},
+            }
         console = {**self._pooler.login(STATS), "dbname": "pgbouncer"}
         others = {"pooler": {"kind": "pgbouncer", "connection": console}}
         if self._saved:
@@ -148,6 +158,16 @@ class Shop(Stage):
         own = {"targets": [f"127.0.0.1:{exporter.port}"], "labels": {"instance": "exporter"}}
         self.jobs = [{"job_name": "own", "static_configs": [own]}]
         return exporter
+
+    def faults(
+        self, words: Collection[str]
+    ) -> Iterator[tuple[AbstractContextManager[None], set[str]]]:
+        """What comes over it, one after the other, and the dashboards that shall tell of it."""
+        slow = {*words} & {*SLOW}
+        if {*words} - slow:
+            yield self.monday(), {*words} - slow
+        if slow:
+            yield neglect(self), slow
 
     @contextlib.contextmanager
     def monday(self) -> Iterator[None]:

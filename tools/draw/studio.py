@@ -4,13 +4,14 @@ import functools
 import http.server
 import json
 import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode, urlsplit
+
+from lab import browser
 
 HERE = Path(__file__).parent
 DASHBOARDS = HERE.parents[1] / "grafana"
@@ -95,15 +96,13 @@ class Studio:
             }
             url = f"http://127.0.0.1:{self._server.server_port}/?{urlencode(told)}"
             asked.append({"url": url, "file": str(shot.file), "width": WIDTH})
-        browser = shutil.which("chromium") or shutil.which("google-chrome")
-        if browser is None:
-            raise RuntimeError("there is no Chromium; on Debian: apt install chromium")
+        program = browser.found()
         done = subprocess.run(
             ["node", HERE / "shoot.mjs"],
             input=json.dumps(asked),
             capture_output=True,
             text=True,
-            env={**os.environ, "CHROMIUM": browser},
+            env={**os.environ, "CHROMIUM": program},
         )
         if done.returncode:
             raise RuntimeError(f"no pictures: {done.stderr[-2000:]}")
