@@ -44,7 +44,6 @@ def test_what_was_kept_and_became_garbage_goes_when_all_is_looked_at(
     garbage.settle()
     assert seen() is not None  # the price of not looking
 
-
     async def wait() -> None:
         keeping = asyncio.create_task(garbage.keep())
         await asyncio.wait_for(gone.wait(), 30)
