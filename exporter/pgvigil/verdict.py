@@ -4,11 +4,13 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from pgvigil.collect import Collector, Scrape
 from pgvigil.render import Family, Sheet, pair
+from pgvigil.standards import Objective
 
 NOTHING: Mapping[str, str] = {}
 
@@ -172,18 +174,14 @@ def judge(collector: Collector) -> Verdict:
     """Hold the last scrape against the target's objectives; worst first."""
     broken: list[Broken] = []
     looked: set[str] = set()
-    seen = _seen.get(collector)
+    seen, objectives = _seen.get(collector), _by_name((*collector.target.objectives,))
     for measure, value, where in seen.read() if seen else ():
         if measure.primary and collector.facts and collector.facts.in_recovery:
             continue
         looked.add(measure.standard)
         if measure.age:
             value = time.time() - value
-        limits = {
-            of.severity: of.value
-            for of in collector.target.objectives
-            if of[:2] == (measure.standard, measure.objective)
-        }
+        limits = objectives.get((measure.standard, measure.objective), {})
         for severity in _SEVERITIES:
             limit = limits.get(severity)
             if limit is not None and (value < limit if measure.below else value > limit):
@@ -192,6 +190,15 @@ def judge(collector: Collector) -> Verdict:
     broken.sort(key=lambda of: _SEVERITIES.index(of.severity))
     kept = looked - {of.measure.standard for of in broken}
     return Verdict(frozenset(kept), broken)
+
+
+@lru_cache(maxsize=256)
+def _by_name(objectives: tuple[Objective, ...]) -> Mapping[tuple[str, str], Mapping[str, float]]:
+    """The numbers by severity, by standard and name; most targets of a fleet have the same."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for standard, name, severity, value in objectives:
+        found.setdefault((standard, name), {})[severity] = value
+    return found
 
 
 def _values(measure: Measure, families: Mapping[str, Family]) -> Iterator[tuple[float, str]]:
@@ -212,13 +219,14 @@ def _samples(
     """The samples that have the wanted labels."""
     if not family:
         return
-    pairs = [pair(name, value) for name, value in wanted.items()]
-    for line in b"".join(family.chunks).split(b"\n"):
-        # Most of the settings' hundreds of lines are none of those, and reading one takes long.
-        if not line or not all(of in line for of in pairs):
-            continue
-        block, _, value = line.decode().rpartition(" ")
-        labels = {name: _ESCAPED.sub(_plain, text) for name, text in _LABEL.findall(block)}
+    # Of the settings' hundreds of lines one is meant, and reading them all takes long.
+    sought = next((pair(name, value) for name, value in wanted.items()), b" ")
+    text, at = b"".join(family.chunks), 0
+    while (at := text.find(sought, at)) >= 0:
+        begin, at = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
+        at = len(text) if at < 0 else at
+        block, _, value = text[begin:at].decode().rpartition(" ")
+        labels = {name: _ESCAPED.sub(_plain, of) for name, of in _LABEL.findall(block)}
         if wanted.items() <= labels.items():
             yield float(value), labels
 
