@@ -1,4 +1,4 @@
-"""Measures one exporter with 500 targets on real servers, and with 2,000 on a light stand-in."""
+"""Measures one exporter with 500 targets on real servers, and with more on a light stand-in."""
 
 import contextlib
 import tempfile
@@ -19,7 +19,7 @@ from bench.report import Report, Table, Target, Value
 from bench.run import Run
 from bench.servers import dsn
 
-_REAL, _LIGHT = 500, 2000
+_REAL, _LIGHT = 500, (1000, 2000)
 _CADENCE_SECONDS = 15.0
 _WARM_UP = 2
 """Cycles that do not count, after a scrape of each target, one by one, that connects."""
@@ -139,7 +139,7 @@ class _Case:
 
 
 def measure(run: Run) -> Report:
-    """Scrape 500 targets, then 2,000, each every 15 s, while people look and others ask as well."""
+    """Scrape 500, 1,000 and 2,000 targets every 15 s, while people look and others ask as well."""
     cycles = 1 if run.quick else _CYCLES
     servers = run.servers.four
     real = _measure(
@@ -150,14 +150,17 @@ def measure(run: Run) -> Report:
         lambda: sum(processor_seconds_of_tree(server.pid) for server in servers),
     )
     with standin.running(run.servers.plain.port) as light:
-        stand_in = _measure(
-            "a stand-in",
-            _LIGHT,
-            [dsn(run.servers.plain, port=light.port)],
-            cycles,
-            lambda: processor_seconds(light.pid),
-        )
-    cases = [real, stand_in]
+        stand_ins = [
+            _measure(
+                "a stand-in",
+                count,
+                [dsn(run.servers.plain, port=light.port)],
+                cycles,
+                lambda: processor_seconds(light.pid),
+            )
+            for count in _LIGHT
+        ]
+    cases = [real, *stand_ins]
     faults = [f"{case.name}: {asked.path} {asked.fault}" for case in cases for asked in case.missed]
     return Report(
         "many",
@@ -178,7 +181,7 @@ def measure(run: Run) -> Report:
                 [row for case in cases for row in case.pages()],
             ),
         ],
-        [*real.bounds(40), *stand_in.bounds(30)],
+        [*real.bounds(40), *stand_ins[0].bounds(15), *stand_ins[1].bounds(30)],
     )
 
 
@@ -194,8 +197,8 @@ def _measure(
     targets = {f"target-{n:04}": dsns[n % len(dsns)] for n in range(count)}
     with _exporter(targets) as exporter, Askers(exporter.port) as askers:
         used = processor_seconds(exporter.pid)
-        for name in targets:
-            exporter.scrape(f"/probe?target={name}")
+        for target in targets:
+            exporter.scrape(f"/probe?target={target}")
         first = (processor_seconds(exporter.pid) - used) / count
         askers.ask(_jobs([*targets], _WARM_UP)).result()
         begun, used, worked = time.perf_counter(), processor_seconds(exporter.pid), work()

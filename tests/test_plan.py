@@ -52,11 +52,20 @@ def query(
     )
 
 
+def test_the_same_server_gets_the_same_plan_and_another_one_its_own() -> None:
+    asked, other = query(), query(role="standby")
+    plan = make_plan([asked], PRIMARY_16)
+    assert make_plan([asked], replace(PRIMARY_16)) is plan
+    assert make_plan([asked], STANDBY_16) is not plan
+    assert make_plan([other], PRIMARY_16) != plan
+    assert make_plan([asked], PRIMARY_16, {asked.name}) != plan
+
+
 def refusal(asked: Query, facts: Facts) -> tuple[Reason, str]:
     plan = make_plan([asked], facts)
     assert plan.statements == ()
     (refused,) = plan.refusals
-    assert refused.query is asked
+    assert refused.query == asked
     return refused.reason, refused.detail
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
-from pgvigil import slow
+from pgvigil import pace, slow
 from pgvigil.catalogue import Query
 from pgvigil.collect import Collector
 from pgvigil.lane import Ledger
@@ -111,6 +111,39 @@ def test_who_is_not_scraped_asks_nothing_and_goes_on_when_scraped_again(server: 
     with patch.object(slow, "PATIENCE", 0.5):
         asyncio.run(follow())
     server.wait_until(f"select count(*) = {before} from pg_stat_activity where usename = 'pgvigil'")
+
+
+@pytest.mark.parametrize("major", [17])
+def test_a_visit_is_put_off_while_the_program_cannot_keep_up_and_comes_in_the_end(
+    server: Server,
+) -> None:
+    of = replace(query(60), variants=(replace(EVERY.query.variants[0], text="select 1 as pg_a"),))
+    connection = {"host": "127.0.0.1", "port": str(server.port), "dbname": "postgres"}
+    late = asyncio.Event()
+    asked: list[int] = []
+
+    async def give_way() -> bool:
+        asked.append(1)
+        await late.wait()
+        return True
+
+    async def follow() -> None:
+        collector = Collector(Target("main", {**connection, **PGVIGIL.login}), (of,), Layout)
+        loop = asyncio.get_running_loop()
+        await collector.scrape(loop.time() + 5)
+        async with asyncio.timeout(20):
+            while not asked:  # noqa: ASYNC110  (nobody tells)
+                await asyncio.sleep(0.02)
+            assert not collector.slow.busy, "who waits does not hang"
+            assert not list(collector.slow.results())
+            late.set()
+            while not list(collector.slow.results()):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert collector.slow.put_off == len(asked)
+        await collector.close()
+
+    with patch.object(pace, "give_way", give_way):
+        asyncio.run(follow())
 
 
 def test_a_query_for_databases_that_no_database_can_run_is_told() -> None:

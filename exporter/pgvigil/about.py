@@ -180,6 +180,7 @@ def _of_targets(known: Sequence[tuple[Labels, Collector, Scrape]]) -> Iterator[F
         ("pgvigil_scrapes_joined_total", (c.joined for _, c, _ in known)),
         ("pgvigil_scrape_overruns_total", (c.overruns for _, c, _ in known)),
         ("pgvigil_scrapes_abandoned_total", (c.abandoned for _, c, _ in known)),
+        ("pgvigil_background_delays_total", (c.slow.put_off for _, c, _ in known)),
         ("pgvigil_connections", (c.connections for _, c, _ in known)),
         ("pgvigil_connects_total", (c.connects for _, c, _ in known)),
         ("pgvigil_connect_duration_seconds", (c.connect_seconds for _, c, _ in known)),

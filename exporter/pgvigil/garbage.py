@@ -6,6 +6,9 @@ import gc
 SETTLES = 60.0
 """Seconds after which what is there is taken to stay."""
 
+_YOUNG = 20_000
+"""Objects that are made before the youngest are looked at: a scrape makes and drops thousands."""
+
 ROUNDS = 60
 """After so many of them everything is looked at once, for what has stayed may have become garbage:
 a target that is gone, a connection that was open for long."""
@@ -17,6 +20,7 @@ async def keep() -> None:
     A pass over everything that some hundred targets hold takes most of a second, in which nobody is
     answered, and by itself it comes every few minutes.
     """
+    gc.set_threshold(_YOUNG, *gc.get_threshold()[1:])
     while True:
         for _ in range(ROUNDS):
             await asyncio.sleep(SETTLES)

@@ -91,6 +91,13 @@ SCRAPE = (
         "Scrapes that hung past their deadline and were given up, which is a fault of the "
         "exporter.",
     ),
+    Own(
+        "pgvigil_background_delays_total",
+        "counter",
+        (),
+        "Times that work in the background waited up to 30 seconds for scrapes, as the exporter "
+        "could not keep up: it needs more CPU, or fewer targets.",
+    ),
     Own("pgvigil_connections", "gauge", (), "Connections to the target that are open now."),
     Own("pgvigil_connects_total", "counter", (), "Connections to the target that were made."),
     Own(

@@ -1,6 +1,7 @@
 """Decide which queries fit one server, and say why the others do not."""
 
 import re
+from collections import deque
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -186,8 +187,18 @@ def make_plan(queries: Iterable[Query], facts: Facts, off: Container[str] = ()) 
     """Sort queries into those that fit a server and those that do not; asks nobody.
 
     `off` holds the names of those that nobody wants. What is for servers of another kind is none
-    of its business.
+    of its business. The same plan comes back for the same, as most servers of a fleet are.
     """
+    queries = list(queries)
+    for known in _plans:
+        if known.facts == facts and known.off == off and known.queries == queries:
+            return known.plan
+    plan = _make_plan(queries, facts, off)
+    _plans.append(_Known(queries, facts, off, plan))
+    return plan
+
+
+def _make_plan(queries: Iterable[Query], facts: Facts, off: Container[str]) -> Plan:
     statements: list[Statement] = []
     refusals: list[Refusal] = []
     losses: list[Loss] = []
@@ -215,6 +226,18 @@ def make_plan(queries: Iterable[Query], facts: Facts, off: Container[str] = ()) 
         statements.append(_statement(query, facts, variant, metrics))
     return Plan(tuple(statements), tuple(refusals), tuple(losses))
 
+
+class _Known(NamedTuple):
+    """A plan, and what it was made of."""
+
+    queries: Sequence[Query]
+    facts: Facts
+    off: Container[str]
+    plan: Plan
+
+
+_plans: deque[_Known] = deque(maxlen=32)
+"""The last that were made; each takes some milliseconds."""
 
 _shared: dict[str, Statement] = {}
 """By their texts: in a fleet most servers get the same, and each is some kilobytes."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import structlog
 
-from pgvigil import certificate
+from pgvigil import certificate, pace
 from pgvigil.catalogue import Query
 from pgvigil.certificate import Peer
 from pgvigil.errors import Down, Unreachable
@@ -184,6 +184,9 @@ class SlowLane:
         self._due = float("inf")
         """When what is under way ends at the latest, unless it hangs; on the loop's clock."""
         self._task: asyncio.Task[None] | None = None
+        self._gave_way = False
+        self.put_off = 0
+        """Visits that waited for a program that could not keep up."""
 
     @property
     def connections(self) -> int:
@@ -308,6 +311,8 @@ class SlowLane:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(min(due - now, PATIENCE)):
                             await self._woken.wait()  # a scrape may change what is due
+                elif await self._gives_way():
+                    pass  # what is due now may be another
                 elif handshake <= now and self._peer:
                     self._peered = now
                     self._deadline(_CONNECT)
@@ -321,6 +326,16 @@ class SlowLane:
                         await self._visit(place)
         finally:
             self._leave()
+
+    async def _gives_way(self) -> bool:
+        """Whether scrapes had to come first; who asks again is not put off at once."""
+        if self._gave_way:
+            self._gave_way = False
+            return False
+        self._due = float("inf")
+        self._gave_way = await pace.give_way()
+        self.put_off += self._gave_way
+        return self._gave_way
 
     async def _visit(self, place: Place) -> None:
         """Run what is due in a place; the rest of the world goes on whatever happens there."""

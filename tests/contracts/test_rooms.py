@@ -52,6 +52,7 @@ ORDER = (
     "walg",
     "kinds",
     "lane",
+    "pace",
     "slow",
     "collect",
     "watch",
