@@ -139,7 +139,8 @@ function line(of: Target, series: Series, step: number): DataFrame {
         type: FieldType.number,
         labels: series.metric,
         config: { displayNameFromDS: legend(of.legendFormat, series.metric) },
-        values: points.map(([, value]) => Number(value)),
+        // The panel of Grafana leaves a gap, too, where a number is none or has no end.
+        values: points.map(([, value]) => (isFinite(Number(value)) ? Number(value) : null)),
       },
     ],
   });
