@@ -54,7 +54,7 @@ dt{color:var(--dim)}dd{margin:0}
 table{border-collapse:collapse;width:100%;font-size:.9rem;margin-top:.5rem}
 td,th{text-align:left;padding:.2rem .75rem .2rem 0;border-bottom:1px solid var(--line);
 vertical-align:top}
-td:last-child a{overflow-wrap:normal}
+td:first-child{min-width:7rem}th,td:last-child a{overflow-wrap:normal}
 td.number,th.number{text-align:right;white-space:nowrap}
 summary{cursor:pointer}.failing td{color:var(--alarm)}
 .page,.ticket{font-weight:600}.page{color:var(--alarm)}.ticket{color:var(--ticket)}
@@ -341,8 +341,9 @@ def _refused(collector: Collector) -> str:
         f"<tr><td>{name}</td><td>{escape(reason)}</td><td>{escape(detail)}</td></tr>"
         for name, reason, detail in lines
     )
+    what = "query or metric does" if len(lines) == 1 else "queries or metrics do"
     return (
-        f"<details><summary>{len(lines)} queries or metrics do not run here</summary><table>"
+        f"<details><summary>{len(lines)} {what} not run here</summary><table>"
         f"<tr><th>query or metric<th>reason<th>detail</tr>{rows}</table></details>"
     )
 
