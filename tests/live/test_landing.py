@@ -139,6 +139,16 @@ def test_it_reads_well_wide_and_narrow_by_day_and_by_night(
     assert chromium.evaluate(CONTRAST) == []
 
 
+@pytest.mark.parametrize("width", [700, 1000, WIDE])
+def test_a_short_name_stays_in_one_line(chromium: Browser, page: str, width: int) -> None:
+    chromium.show(f"{page}?target=careless", width)
+    lines = chromium.evaluate(
+        "[...document.querySelectorAll('main > section:first-child td:first-child a')]"
+        ".find((link) => link.innerText === 'careless').getClientRects().length"
+    )
+    assert lines == 1
+
+
 def test_there_is_no_script_in_it(chromium: Browser, page: str) -> None:
     chromium.show(page, WIDE)
     assert chromium.evaluate("document.scripts.length") == 0
