@@ -524,10 +524,10 @@ def test_the_page_for_people_tells_what_runs_and_what_does_not() -> None:
     collector.plan = Plan((Statement(QUERY, "select", ()),), (REFUSED,))
     collector.ledger.tallies = {QUERY.name: Tally(rows={"": 3})}
     page = ask(Application(Fleet([collector])), "/").text
-    assert "1 queries run here" in page
+    assert "1 query runs here" in page
     assert "<td>area.query</td><td>&lt;why&gt;</td>" in page
     assert "<td class=number>scrape</td><td class=number>3 rows</td>" in page
-    assert "1 queries or metrics do not run here" in page
+    assert "1 query or metric does not run here" in page
     assert "<td>area.query</td><td>version</td><td>nothing for PostgreSQL 16</td>" in page
     missing = QueryFailed("undefined_table", "no such table", "42P01")
     collector.ledger.settle(

@@ -4,7 +4,7 @@ import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import chain, groupby
 from math import inf
 from weakref import WeakKeyDictionary
 
@@ -28,7 +28,7 @@ _slow_pages: WeakKeyDictionary[Collector, tuple[Sequence[Result], list[Family]]]
 
 _expectations: WeakKeyDictionary[Collector, tuple[Family, Family]] = WeakKeyDictionary()
 
-_Memo = dict[str, tuple[Sequence[tuple[bytes, float]], Family]]
+_Memo = dict[str, tuple[tuple[object, ...], Family]]
 _memos: WeakKeyDictionary[Collector, _Memo] = WeakKeyDictionary()
 """What was said of each target's queries at its last scrape, which is mostly the same again."""
 
@@ -212,9 +212,9 @@ def _of_queries(collector: Collector, scrape: Scrape) -> Iterator[Family]:
     ages = {at: round(now - at, 3) for at in {*oldest.values()}}
 
     def family(name: str, samples: Sequence[tuple[bytes, float]]) -> Family:
-        known = memo.get(name)
-        if known is None or known[0] != samples:
-            known = memo[name] = samples, _family(name, labels, samples)
+        known, said = memo.get(name), tuple[object, ...](chain.from_iterable(samples))
+        if known is None or known[0] != said:
+            known = memo[name] = said, _family(name, labels, samples)
         return known[1]
 
     def by_query(values: Mapping[str, float]) -> list[tuple[bytes, float]]:

@@ -9,6 +9,8 @@ SETTLES = 60.0
 _YOUNG = 20_000
 """Objects that are made before the youngest are looked at: a scrape makes and drops thousands."""
 
+_YOUNGEST = 0
+
 ROUNDS = 60
 """After so many of them everything is looked at once, for what has stayed may have become garbage:
 a target that is gone, a connection that was open for long."""
@@ -18,17 +20,19 @@ async def keep() -> None:
     """Look after it until the program ends.
 
     A pass over everything that some hundred targets hold takes most of a second, in which nobody is
-    answered, and by itself it comes every few minutes.
+    answered, and by itself it comes every few minutes. What was made in a minute takes a third of
+    that; what is garbage in it was found as it was made, or waits for the hour.
     """
     gc.set_threshold(_YOUNG, *gc.get_threshold()[1:])
     while True:
         for _ in range(ROUNDS):
             await asyncio.sleep(SETTLES)
-            settle()
+            settle(_YOUNGEST)
         gc.unfreeze()
+        settle()
 
 
-def settle() -> None:
-    """Collect what is garbage, and look at the rest no more."""
-    gc.collect()
+def settle(generation: int = 2) -> None:
+    """Collect what is garbage, up to the given generation, and look at the rest no more."""
+    gc.collect(generation)
     gc.freeze()

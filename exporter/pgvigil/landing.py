@@ -321,8 +321,9 @@ def _running(collector: Collector) -> str:
         )
     if not lines:
         return ""
+    what = "query runs" if len(lines) == 1 else "queries run"
     return (
-        f"<details><summary>{len(lines)} queries run here</summary><table>"
+        f"<details><summary>{len(lines)} {what} here</summary><table>"
         "<tr><th>query<th>why<th class=number>every<th class=number>last result</tr>"
         f"{''.join(lines)}</table></details>"
     )
