@@ -79,8 +79,17 @@ async def _ask_all(port: int, jobs: Sequence[Job]) -> list[Asked]:
         try:
             async with asyncio.timeout(TIMEOUT):
                 # The one that was used last, so that there are no more than are needed.
-                connection = idle.pop() if idle else await _connected(port)
-                answer = await connection.ask(job.path)
+                used = idle.pop() if idle else None
+                connection = used or await _connected(port)
+                try:
+                    answer = await connection.ask(job.path)
+                except ConnectionResetError:
+                    if not used:
+                        raise
+                    # Both ends may let go of an idle one at the same moment; then Prometheus, too,
+                    # asks again.
+                    connection = await _connected(port)
+                    answer = await connection.ask(job.path)
                 idle.append(connection)
         except TimeoutError:
             fault = "no answer in time"
