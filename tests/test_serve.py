@@ -534,7 +534,8 @@ def test_the_page_for_people_tells_what_runs_and_what_does_not() -> None:
         QUERY, "", Layout(Statement(QUERY, "", QUERY.metrics), {}).sheet(), missing, 0.1
     )
     page = ask(Application(Fleet([collector])), "/").text
-    assert "here</summary>" not in page
+    assert "runs here" not in page
+    assert "queries run here" not in page
     assert "<td>area.query</td><td>undefined_table</td><td>no such table</td>" in page
 
 
