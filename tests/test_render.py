@@ -422,6 +422,10 @@ pgvigil_scrape_overruns_total{team="a"} 0
 which is a fault of the exporter.
 # TYPE pgvigil_scrapes_abandoned_total counter
 pgvigil_scrapes_abandoned_total{team="a"} 0
+# HELP pgvigil_background_delays_total Times that work in the background waited up to 30 seconds \
+for scrapes, as the exporter could not keep up: it needs more CPU, or fewer targets.
+# TYPE pgvigil_background_delays_total counter
+pgvigil_background_delays_total{team="a"} 0
 # HELP pgvigil_connections Connections to the target that are open now.
 # TYPE pgvigil_connections gauge
 pgvigil_connections{team="a"} 0

@@ -1,6 +1,8 @@
 """Ask the exporter on this machine whether it lives, as an image's health check does."""
 
+import contextlib
 import http.client
+import select
 import ssl
 
 from pgvigil.config import Address
@@ -25,6 +27,9 @@ def ask(address: Address) -> tuple[bool, str]:
         http.client.HTTPSConnection(host, address.port, timeout=TIMEOUT, context=unverified),
     ):
         try:
+            connection.connect()
+            if isinstance(connection.sock, ssl.SSLSocket):
+                _listen(connection.sock)
             connection.request("GET", "/livez")
             answer = connection.getresponse()
             return answer.status == 200, answer.read(1000).decode(errors="replace").strip()
@@ -37,3 +42,17 @@ def ask(address: Address) -> tuple[bool, str]:
         finally:
             connection.close()
     return False, said
+
+
+def _listen(sock: ssl.SSLSocket) -> None:
+    """Hear what the other end makes of our part of the handshake; raises ssl.SSLError.
+
+    By TLS 1.3 ours is over before that: it sends a ticket, or that it wants a certificate and hangs
+    up. Who writes to one that has hung up may not get to read why.
+    """
+    if sock.version() == "TLSv1.3":
+        select.select([sock], [], [], TIMEOUT)
+        sock.settimeout(0)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            sock.recv(1)
+        sock.settimeout(TIMEOUT)
