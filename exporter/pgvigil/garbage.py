@@ -19,9 +19,9 @@ a target that is gone, a connection that was open for long."""
 async def keep() -> None:
     """Look after it until the program ends.
 
-    A pass over everything that some hundred targets hold takes most of a second, in which nobody is
-    answered, and by itself it comes every few minutes. What was made in a minute takes a third of
-    that; what is garbage in it was found as it was made, or waits for the hour.
+    A pass over everything that some hundred targets hold takes a good part of a second, in which
+    nobody is answered, and by itself it comes every few minutes. So each minute only the youngest
+    are looked at; what became garbage later waits for the hour.
     """
     gc.set_threshold(_YOUNG, *gc.get_threshold()[1:])
     while True:
