@@ -33,6 +33,19 @@ def caught_up(primary: Server, standby: Server) -> None:
     standby.wait_until(f"select pg_last_wal_replay_lsn() >= '{lsn}'")
 
 
+def comes_to(server: Server, query: str, expected: dict[str, float]) -> None:
+    """Ask a query until it says so.
+
+    Nobody writes, and still there is new WAL now and then: who reads a page first writes its hint
+    bits, which checksums (18 has them unless told) put into WAL whole, and the background writer
+    logs what runs.
+    """
+    patience = time.monotonic() + 30
+    while expected.items() - (row := only(rows_of(server, query))).items():
+        assert time.monotonic() < patience, row
+        time.sleep(0.02)
+
+
 def until(server: Server, query: str, database: str) -> None:
     """Wait for what only one database knows."""
     patience = time.monotonic() + 30
@@ -67,14 +80,8 @@ def test_a_standby_is_known_idle_paused_cut_off_and_promoted(
         "select extract(epoch from backend_start) from pg_stat_replication"
     )
     assert number(sender, "started") == float(started)
-    primary.wait_until("select replay_lsn = pg_current_wal_lsn() from pg_stat_replication")
-    lags = only(rows_of(primary, "replication.sender_lags"))
-    assert [lags[c] for c in ("sent_bytes", "flush_bytes", "replay_bytes", "replay_seconds")] == [
-        0,
-        0,
-        0,
-        0,
-    ]
+    nothing = dict.fromkeys(("sent_bytes", "flush_bytes", "replay_bytes", "replay_seconds"), 0.0)
+    comes_to(primary, "replication.sender_lags", nothing)
 
     # Paused: what was received and not replayed is late, on both ends.
     standby.execute("select pg_wal_replay_pause()")
@@ -85,16 +92,16 @@ def test_a_standby_is_known_idle_paused_cut_off_and_promoted(
         assert refusal_of(standby, "replication.replay_state") is not None
     primary.execute("insert into t select generate_series(1, 20000)")
     at = position(primary)
-    primary.wait_until("select flush_lsn = pg_current_wal_lsn() from pg_stat_replication")
+    comes_to(primary, "replication.sender_lags", {"flush_bytes": 0.0})
     replay = only(rows_of(standby, "replication.replay"))
-    assert replay["paused"] is True
-    assert number(replay, "backlog") == at - position(standby, "pg_last_wal_replay_lsn") > 1e6
-    assert number(only(rows_of(standby, "replication.wal_receiver")), "lag") > 0
     lags = only(rows_of(primary, "replication.sender_lags"))
-    assert (number(lags, "replay_bytes"), lags["flush_bytes"]) == (number(replay, "backlog"), 0)
+    replayed = position(standby, "pg_last_wal_replay_lsn")
+    most = position(primary) - replayed
+    assert replay["paused"] is True
+    assert 1e6 < at - replayed <= number(replay, "backlog") <= number(lags, "replay_bytes") <= most
+    assert number(only(rows_of(standby, "replication.wal_receiver")), "lag") > 0
     standby.execute("select pg_wal_replay_resume()")
-    caught_up(primary, standby)
-    assert only(rows_of(standby, "replication.wal_receiver"))["lag"] == 0
+    comes_to(standby, "replication.wal_receiver", {"lag": 0.0})
 
     # Cut off: nothing comes any more, and no number stays as it was.
     primary.pause()
