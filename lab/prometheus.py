@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from lab.ports import free_port
 
@@ -144,7 +144,7 @@ class Prometheus:
         try:
             for _ in _patience("Prometheus is not ready"):
                 try:
-                    self._get("/-/ready")
+                    self._ask("/-/ready")
                     break
                 except (urllib.error.URLError, ConnectionError):
                     if self.process.poll() is not None:
@@ -169,14 +169,15 @@ class Prometheus:
         return Path(self._directory.name, "log").read_text(errors="replace")
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """The labels and the value of each series of an instant query."""
-        answer = json.loads(self._get(f"/api/v1/query?query={quote(expression)}"))
+        """The labels and the value of each series of an instant query, asked as Grafana asks."""
+        form = urlencode({"query": expression}).encode()
+        answer = json.loads(self._ask("/api/v1/query", form))
         return [(found["metric"], float(found["value"][1])) for found in answer["data"]["result"]]
 
     def values(self, label: str, selector: str) -> list[str]:
         """The values of a label on the series that a selector finds."""
         found: list[str] = json.loads(
-            self._get(f"/api/v1/label/{label}/values?match[]={quote(selector)}")
+            self._ask(f"/api/v1/label/{label}/values?match[]={quote(selector)}")
         )["data"]
         return found
 
@@ -188,12 +189,12 @@ class Prometheus:
 
     def rules(self) -> list[dict[str, Any]]:
         """What Prometheus says of each rule: its name, health and last error."""
-        groups = json.loads(self._get("/api/v1/rules"))["data"]["groups"]
+        groups = json.loads(self._ask("/api/v1/rules"))["data"]["groups"]
         return [rule for group in groups for rule in group["rules"]]
 
     def alerts(self) -> list[dict[str, str]]:
         """The labels of each alert that fires."""
-        found = json.loads(self._get("/api/v1/alerts"))["data"]["alerts"]
+        found = json.loads(self._ask("/api/v1/alerts"))["data"]["alerts"]
         return [alert["labels"] for alert in found if alert["state"] == "firing"]
 
     def wait_for_alert(self, name: str, **labels: str) -> dict[str, str]:
@@ -218,13 +219,14 @@ class Prometheus:
 
     def targets(self) -> list[dict[str, Any]]:
         """What Prometheus says of each target it scrapes."""
-        found: list[dict[str, Any]] = json.loads(self._get("/api/v1/targets"))["data"][
+        found: list[dict[str, Any]] = json.loads(self._ask("/api/v1/targets"))["data"][
             "activeTargets"
         ]
         return found
 
-    def _get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+    def _ask(self, path: str, form: bytes | None = None) -> str:
+        url = f"http://127.0.0.1:{self.port}{path}"
+        with urllib.request.urlopen(url, form, timeout=30) as answer:
             text: str = answer.read().decode()
             return text
 

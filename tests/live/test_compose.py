@@ -132,6 +132,7 @@ def test_grafana_finds_prometheus_and_the_dashboards(services: Mapping[str, Any]
     base = "/etc/grafana/provisioning"
     (source,) = yaml.safe_load(mounts[f"{base}/datasources/pgvigil.yml"].read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"
+    assert source["jsonData"]["httpMethod"] == "POST", "All names every server"
     assert services["prometheus"]["ports"][0]["target"] == 9090
     (provider,) = yaml.safe_load(mounts[f"{base}/dashboards/pgvigil.yml"].read_text())["providers"]
     place = provider["options"]["path"]

@@ -311,6 +311,14 @@ def test_every_annotation_is_a_query_that_prometheus_takes(stage: Stage, file: P
             stage.prometheus.wait_until(f"({text}) / 1000 > time() - 3600")
 
 
+@every
+def test_all_of_two_thousand_servers_can_be_asked_for_at_once(stage: Stage, file: Path) -> None:
+    # Grafana's "All" is an expression that names each.
+    others = [rf"database-{at}\\.of-the-house\\.example:5432" for at in range(2000)]
+    for of in grafana.queries(file, chosen("(" + "|".join([*others, "primary"]) + ")")):
+        stage.prometheus.query(of.expression)
+
+
 def test_a_standard_is_known_by_any_metric_that_decides_on_it(stage: Stage) -> None:
     # Before version 16 there is no pg_stat_io, but the statistics of the databases.
     (state,) = (
