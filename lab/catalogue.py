@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pgvigil import catalogue
 from pgvigil.catalogue import Query
-from pgvigil.errors import QueryFailed
-from pgvigil.plan import Facts, Plan, Statement, make_plan, wanted
+from pgvigil.errors import QueryFailed, Unreachable
+from pgvigil.plan import Facts, Plan, Statement, Wanted, make_plan, wanted
 from pgvigil.session import Session
 from pgvigil.source import Answers, Ask, Rows
 from pgvigil.target import Target
@@ -116,12 +116,27 @@ def asking(
     connection = server.conninfo(dbname=dbname, **login, **keywords)
     target = Target("lab", {k: str(v) for k, v in conninfo.conninfo_to_dict(connection).items()})
     with asyncio.Runner() as runner:
-        session = runner.run(Session.open(target, wanted(queries), _soon(runner)))
+        session, facts = runner.run(_opened(target, wanted(queries)))
         try:
-            facts = runner.run(session.facts(_soon(runner)))
             yield Asker(runner, session, facts, make_plan(queries, facts))
         finally:
             session.close()
+
+
+async def _opened(target: Target, to_tell: Wanted) -> tuple[Session, Facts]:
+    """A session that has told its facts, as soon as the server is quick enough for its own bound.
+
+    A machine that stands still for a second, as one among many does, makes the server cancel them.
+    """
+    end = asyncio.get_running_loop().time() + PATIENCE
+    while True:
+        session = await Session.open(target, to_tell, end)
+        try:
+            return session, await session.facts(end)
+        except Unreachable as error:
+            session.close()
+            if "statement timeout" not in str(error):
+                raise
 
 
 def rows_of(
